@@ -1,0 +1,316 @@
+"""Tokenizers: four of our own (bytes, chars, bpe, toy) and any fast one of Hugging Face, behind one thin wrapper.
+
+Text is always text: what spells ``[MASK]`` or ``[EOS]`` is encoded letter by letter and never becomes the special
+token, neither here nor in ``transformers`` after saving. Masks are written in templates, through ``parse_template``.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from redraft.data import toy
+from redraft.errors import unknown
+
+MASK, EOS = "[MASK]", "[EOS]"
+NAMES = ("bpe", "bytes", "chars", "toy")
+MAX_SPAN = 100_000
+BPE_SAMPLE = 20_000_000
+BPE_LEAST = 258  # 256 bytes, one merge, [EOS]
+
+_TEMPLATE = re.compile(r"(\\*)(\[MASK(?::([^\]]*))?\])")
+_JSON, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+
+class Tokenizer:
+    """Text to ids and back. ``K`` counts the clean ids, ``[EOS]`` among them.
+
+    ``mask_id`` is ``K`` where the mask is the last id, as it is when we append it, and lies below ``K`` where a
+    Hugging Face tokenizer has its own among the others (BERT); ``eos_id`` (put after each document) and ``pad_id``
+    are ids or None.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, kind: str, hf: Any = None) -> None:
+        """Wrap a backend that holds its special tokens; ``build_tokenizer`` and ``load`` are the usual doors."""
+        backend.encode_special_tokens = True
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self._hf = hf
+        self.kind = kind
+        self.mask_token: str = hf.mask_token if hf else MASK
+        self.mask_id = _id(backend, self.mask_token)
+        size = 1 + max(backend.get_vocab().values())
+        self.K: int = self.mask_id if self.mask_id == size - 1 else size
+        self.eos_id: int | None = backend.token_to_id(EOS)
+        self.pad_id: int | None = toy.PAD if kind == "toy" else None
+        if hf:  # BERT and its kin have no end of text; their separator stands between documents
+            self.eos_id = hf.eos_token_id if hf.eos_token_id is not None else hf.sep_token_id
+            self.pad_id = hf.pad_token_id
+        self._alphabet = set(backend.get_vocab()) if kind == "chars" else None
+
+    def encode(self, text: str, pad: bool = True) -> list[int]:
+        """Ids of ``text``, no specials added. Toy rows are padded to six unless ``pad`` is False.
+
+        ``ValueError`` for a character outside the alphabet (chars) and for an unknown unit or a seventh (toy).
+        """
+        return self.encode_batch([text], pad)[0]
+
+    def encode_batch(self, texts: Sequence[str], pad: bool = True) -> list[list[int]]:
+        """``encode`` of each text."""
+        for text in texts:
+            self._refuse_unknown(text)
+        rows = [row.ids for row in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [row + _toy_padding(row) for row in rows] if self.kind == "toy" and pad else rows
+
+    def _refuse_unknown(self, text: str) -> None:
+        if self._alphabet is not None and (strange := set(text) - self._alphabet):
+            character = min(strange, key=text.index)
+            raise ValueError(f"character {character!r} is not in the alphabet of 'chars'; use 'bytes' or 'bpe'")
+        if self.kind == "toy":
+            for unit in text.split():
+                if unit not in toy.UNITS:
+                    raise unknown("unit of the toy language", unit, toy.UNITS)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``: masks shown as ``[MASK]``, ``[EOS]`` and padding at the end left out."""
+        row = [int(i) for i in ids]
+        while row and row[-1] == self.pad_id:
+            row.pop()
+        text = self._backend.decode([i for i in row if i != self.eos_id], skip_special_tokens=False)
+        return text if self.mask_token == MASK else text.replace(self.mask_token, MASK)
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """One readable string per id, for traces; a byte that is no character alone reads ``<0xE2>``."""
+        return [self._readable(int(i)) for i in ids]
+
+    def _readable(self, i: int) -> str:
+        if i in (self.mask_id, self.eos_id):
+            return MASK if i == self.mask_id else EOS
+        token = self._backend.id_to_token(i)
+        if token is None:
+            return f"<{i}>"
+        if token.startswith("▁"):  # SentencePiece's blank, which decoding one token alone would lose
+            return token.replace("▁", " ")
+        text = self._backend.decode([i], skip_special_tokens=False)
+        if "\ufffd" in text and all(letter in _BYTE_OF for letter in token):
+            return "".join(f"<0x{_BYTE_OF[letter]:02X}>" for letter in token)
+        return text
+
+    def encode_template(self, text: str) -> list[int | None]:
+        """Ids of a template, None at each place to fill: "The [MASK:3] is here." has three (see parse_template)."""
+        row: list[int | None] = []
+        for piece in parse_template(text):
+            row += [None] * piece if isinstance(piece, int) else self.encode(piece, pad=False)
+        return [*row, *_toy_padding(row)] if self.kind == "toy" else row
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which ``transformers.AutoTokenizer`` loads too."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._hf:
+            self._hf.save_pretrained(folder)
+            config = json.loads((folder / _CONFIG).read_text("utf-8"))
+        else:
+            _write(folder / _JSON, self._backend.to_str(pretty=True))
+            config: dict[str, Any] = {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "model_input_names": ["input_ids", "attention_mask"],
+                "clean_up_tokenization_spaces": False,
+                "mask_token": MASK,
+                "eos_token": None if self.eos_id is None else EOS,
+                "pad_token": None if self.pad_id is None else toy.UNITS[toy.PAD],
+            }
+            config = {key: value for key, value in config.items() if value is not None}
+        config |= {"split_special_tokens": True, "redraft": {"kind": self.kind}}
+        _write(folder / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        """The tokenizer saved in ``folder`` by us or by ``transformers``; ``ValueError`` for none or a damaged one."""
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / _CONFIG).read_text("utf-8")) if (folder / _CONFIG).exists() else {}
+            kind = config.get("redraft", {}).get("kind", "hf")
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{folder / _CONFIG}: damaged ({error}); copy the folder again") from None
+        if kind == "hf":
+            return _hugging_face(str(folder))
+        if kind not in NAMES:
+            raise unknown(f"tokenizer kind in {folder / _CONFIG}", kind, [*NAMES, "hf"])
+        if not (folder / _JSON).is_file():
+            raise ValueError(f"{folder}: no {_JSON} in it; copy the folder again")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(folder / _JSON))
+            return cls(backend, kind)
+        except Exception as error:  # the Rust library raises bare Exception
+            raise ValueError(f"{folder / _JSON}: damaged ({error}); copy the folder again") from None
+
+
+def build_tokenizer(name: str, texts: Iterable[str] = (), vocab: int = 2048) -> Tokenizer:
+    """The tokenizer ``name``: bytes, chars, bpe, toy, or the folder or id of a Hugging Face tokenizer.
+
+    ``texts`` gives chars its alphabet and bpe its merges. ``vocab`` is read by bpe only: its number ``K`` of clean
+    ids, 256 bytes and ``[EOS]`` included (fewer if the text has no more pairs to merge).
+    """
+    if name in _BUILDERS:
+        return Tokenizer(_with_specials(_BUILDERS[name](texts, vocab), eos=name != "toy"), name)
+    if not Path(name).is_dir() and get_close_matches(name, NAMES, n=1, cutoff=0.75):
+        raise unknown("tokenizer", name, NAMES)
+    return Tokenizer.load(name) if Path(name).is_dir() else _hugging_face(name)
+
+
+def parse_template(text: str) -> list[str | int]:
+    r"""Split a template into its texts and the lengths of its spans: ``[MASK]`` is one token, ``[MASK:3]`` three.
+
+    A backslash before it, ``\[MASK]``, makes it text; two before it stand for one backslash and a span.
+
+    >>> parse_template("The [MASK:3] of France is [MASK].")
+    ['The ', 3, ' of France is ', 1, '.']
+    """
+    parts: list[str | int] = [""]
+    end = 0
+    for match in _TEMPLATE.finditer(text):
+        slashes, written, length = match.groups()
+        literal = text[end : match.start()] + slashes[: len(slashes) // 2]
+        if len(slashes) % 2:
+            literal += written
+        _append(parts, literal)
+        if len(slashes) % 2 == 0:
+            parts.append(_span(written, length))
+        end = match.end()
+    _append(parts, text[end:])
+    if not any(isinstance(part, int) for part in parts):
+        raise ValueError(f"no [MASK] in the template {text[:80]!r}; write e.g. 'The [MASK:3] of France is [MASK].'")
+    return [part for part in parts if part != ""]
+
+
+def _append(parts: list[str | int], literal: str) -> None:
+    last = parts[-1]
+    if isinstance(last, str):
+        parts[-1] = last + literal
+    else:
+        parts.append(literal)
+
+
+def _span(written: str, length: str | None) -> int:
+    if length is None:
+        return 1
+    if length.isascii() and length.isdigit() and len(length) <= len(str(MAX_SPAN)) and 1 <= int(length) <= MAX_SPAN:
+        return int(length)
+    raise ValueError(f"{written[:40]!r} is no span: write [MASK] or [MASK:n] with n from 1 to {MAX_SPAN}")
+
+
+def _bytes(_texts: Iterable[str], _vocab: int) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.BPE(vocab=_BYTE_OF, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _chars(texts: Iterable[str], _vocab: int) -> tokenizers.Tokenizer:
+    alphabet = sorted(set[str]().union(*texts))
+    if not alphabet:
+        raise ValueError("no text to take the alphabet of 'chars' from; pass texts or use 'bytes'")
+    backend = tokenizers.Tokenizer(models.WordLevel(vocab={letter: i for i, letter in enumerate(alphabet)}))
+    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return backend
+
+
+def _bpe(texts: Iterable[str], vocab: int) -> tokenizers.Tokenizer:
+    if vocab < BPE_LEAST:
+        raise ValueError(f"vocab {vocab} is too small for 'bpe': at least {BPE_LEAST}, or use 'bytes'")
+    listed = list(texts)
+    if not any(listed):
+        raise ValueError("no text to train 'bpe' on; pass texts or use 'bytes'")
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab - 1, initial_alphabet=list(_BYTE_OF), show_progress=False)
+    backend.train_from_iterator(_spread(listed, BPE_SAMPLE), trainer)
+    return backend
+
+
+def _toy(_texts: Iterable[str], _vocab: int) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.WordLevel(vocab={unit: i for i, unit in enumerate(toy.UNITS)}))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return backend
+
+
+_BUILDERS: dict[str, Callable[[Iterable[str], int], tokenizers.Tokenizer]] = {
+    "bpe": _bpe,
+    "bytes": _bytes,
+    "chars": _chars,
+    "toy": _toy,
+}
+
+
+def _hugging_face(name: str) -> Tokenizer:
+    from transformers import AutoTokenizer  # seconds to import: only for those who need it
+
+    try:
+        hf: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # from no network to a damaged file: whatever it is, this tokenizer cannot be had
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        choice = f"{', '.join(NAMES)}, or a Hugging Face folder or id"
+        raise ValueError(f"cannot load the tokenizer {name!r} ({reason}); use one of {choice}") from None
+    if not isinstance(getattr(hf, "backend_tokenizer", None), tokenizers.Tokenizer):
+        raise ValueError(f"{name}: {type(hf).__name__} has no tokenizer.json; convert it to a fast tokenizer first")
+    if hf.mask_token is None:
+        hf.add_special_tokens({"mask_token": MASK})
+    return Tokenizer(hf.backend_tokenizer, "hf", hf)
+
+
+def _with_specials(backend: tokenizers.Tokenizer, eos: bool) -> tokenizers.Tokenizer:
+    names = [EOS, MASK] if eos else [MASK]
+    backend.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in names])
+    return backend
+
+
+def _id(backend: tokenizers.Tokenizer, token: str) -> int:
+    if (i := backend.token_to_id(token)) is None:
+        raise ValueError(f"the tokenizer has no {token}")
+    return i
+
+
+def _toy_padding(row: Sequence[int | None]) -> list[int]:
+    if len(row) > toy.LENGTH:
+        raise ValueError(f"{len(row)} units: a toy text has at most {toy.LENGTH}; shorten it")
+    return [toy.PAD] * (toy.LENGTH - len(row))
+
+
+def _spread(texts: Sequence[str], limit: int, piece: int = 1 << 14) -> Iterator[str]:
+    """All texts, or every n-th piece of them: about ``limit`` characters in all, from everywhere."""
+    stride = -(-sum(map(len, texts)) // limit)
+    if stride <= 1:
+        yield from texts
+        return
+    number = count()
+    for text in texts:
+        for start in range(0, len(text), piece):
+            if next(number) % stride == 0:
+                yield text[start : start + piece]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE writes each byte as one visible letter: printable Latin-1 as itself, the rest from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = count(0x100)
+    return {chr(byte if byte in printable else next(spare)): byte for byte in range(256)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, "utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,246 @@
+"""Exact round trips, text that spells a special is text, and agreement with transformers after saving."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers
+
+from redraft.data import Tokenizer, build_tokenizer, parse_template, toy
+from redraft.data import tokenizers as module
+
+TEXT = "The sea is calm. [MASK] [EOS] [MASK:3]\tTab\r\nCRLF  two blanks — ça 日本 👩‍🚀🙂 \x00 </s> [PAD]\n\n "
+CORPUS = [TEXT, "The sea, the sea! " * 30, "the cat is on the mat and the sea is calm " * 30]
+OWN = ["bytes", "chars", "bpe"]
+
+
+@pytest.fixture(params=OWN)
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return build_tokenizer(request.param, CORPUS, vocab=300)
+
+
+def test_round_trip_is_exact_and_gives_clean_ids(tokenizer: Tokenizer):
+    ids = tokenizer.encode(TEXT)
+    assert tokenizer.decode(ids) == TEXT
+    assert all(0 <= i < tokenizer.K and i != tokenizer.eos_id for i in ids)
+    assert tokenizer.encode_batch(CORPUS) == [tokenizer.encode(text) for text in CORPUS]
+    assert tokenizer.encode("") == []
+    assert tokenizer.decode([]) == ""
+
+
+def test_ids_stand_in_order(tokenizer: Tokenizer):
+    assert tokenizer.mask_id == tokenizer.K
+    assert tokenizer.eos_id == tokenizer.K - 1
+    assert tokenizer.pad_id is None
+
+
+def test_sizes():
+    assert build_tokenizer("bytes").K == 257
+    assert build_tokenizer("chars", ["abca"]).K == 4
+    assert build_tokenizer("bpe", CORPUS, vocab=300).K == 300
+    assert build_tokenizer("bpe", ["ab"], vocab=300).K == 258  # no second pair to merge
+    assert build_tokenizer("toy").K == 13
+
+
+def test_bytes_are_their_own_ids():
+    assert build_tokenizer("bytes").encode("aé\n") == [97, 0xC3, 0xA9, 10]
+
+
+@given(st.text())
+def test_any_text_survives_bytes_and_bpe(text: str):
+    for tokenizer in _any_text:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+_any_text = [build_tokenizer("bytes"), build_tokenizer("bpe", CORPUS, vocab=290)]
+
+
+def test_training_is_deterministic(tmp_path: Path):
+    for name in ("a", "b"):
+        build_tokenizer("bpe", CORPUS, vocab=400).save(tmp_path / name)
+    assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
+
+
+def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path):
+    tokenizer.save(tmp_path / "new")
+    again = Tokenizer.load(tmp_path / "new")
+    for attribute in ("K", "mask_id", "eos_id", "pad_id", "kind"):
+        assert getattr(again, attribute) == getattr(tokenizer, attribute)
+    assert again.encode(TEXT) == tokenizer.encode(TEXT)
+    assert again.decode(again.encode(TEXT)) == TEXT
+    assert build_tokenizer(str(tmp_path / "new")).encode(TEXT) == tokenizer.encode(TEXT)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("name", [*OWN, "toy"])
+def test_transformers_agrees(name: str, tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = build_tokenizer(name, CORPUS, vocab=300)
+    tokenizer.save(tmp_path)
+    hf = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "our cat is your s" if name == "toy" else TEXT
+    ids = tokenizer.encode(text, pad=False)
+    assert hf(text)["input_ids"] == ids
+    assert hf.decode(ids) == text
+    assert (hf.mask_token_id, hf.eos_token_id, hf.pad_token_id) == (
+        tokenizer.mask_id,
+        tokenizer.eos_id,
+        tokenizer.pad_id,
+    )
+    assert len(hf) == tokenizer.K + 1
+
+
+def test_masks_are_shown_and_ends_are_not(tokenizer: Tokenizer):
+    a, sea = tokenizer.encode("a"), tokenizer.encode("sea")
+    row = [*sea, tokenizer.mask_id, *a, tokenizer.eos_id]
+    assert tokenizer.decode(i for i in row if i is not None) == "sea[MASK]a"
+
+
+def test_tokens_are_readable():
+    bytes_ = build_tokenizer("bytes")
+    assert bytes_.tokens([97, 32, 10, 0xE2, 256, 257]) == ["a", " ", "\n", "<0xE2>", "[EOS]", "[MASK]"]
+    assert bytes_.tokens([999]) == ["<999>"]
+    assert build_tokenizer("toy").tokens([0, 12, 13]) == ["we", "[PAD]", "[MASK]"]
+    bpe = build_tokenizer("bpe", ["the cat " * 50], vocab=270)
+    assert "".join(bpe.tokens(bpe.encode("the cat the cat"))) == "the cat the cat"
+
+
+def test_chars_refuse_a_strange_character_by_name():
+    tokenizer = build_tokenizer("chars", ["abc"])
+    with pytest.raises(ValueError, match=r"'é' is not in the alphabet.*'bytes' or 'bpe'"):
+        tokenizer.encode("abéc")
+
+
+def test_toy():
+    tokenizer = build_tokenizer("toy")
+    assert (tokenizer.mask_id, tokenizer.eos_id, tokenizer.pad_id) == (13, None, 12)
+    assert [tuple(row) for row in tokenizer.encode_batch([toy.text(row) for row in toy.sentences()])] == list(
+        toy.sentences()
+    )
+    assert tokenizer.decode([0, 13, 6, 11, 12, 12]) == "we [MASK] cat s"
+    assert tokenizer.decode([0, 12, 6, 11, 12, 12]) == "we [PAD] cat s"
+    assert tokenizer.encode("we [PAD]", pad=False) == [0, 12]
+    with pytest.raises(ValueError, match="'frend'; did you mean 'friend'"):
+        tokenizer.encode("our frend is your s")
+    with pytest.raises(ValueError, match=r"unit of the toy language '\[MASK\]'"):
+        tokenizer.encode("we [MASK]")
+    with pytest.raises(ValueError, match="7 units"):
+        tokenizer.encode("our cat s are your dog s")
+    assert tokenizer.encode_template("our [MASK:2] your s") == [3, None, None, 4, 11, 12]
+
+
+def test_building_refuses():
+    with pytest.raises(ValueError, match=r"vocab 257 is too small.*at least 258"):
+        build_tokenizer("bpe", CORPUS, vocab=257)
+    for name in ("bpe", "chars"):
+        with pytest.raises(ValueError, match="no text"):
+            build_tokenizer(name)
+    with pytest.raises(ValueError, match="unknown tokenizer 'byte'; did you mean 'bytes'"):
+        build_tokenizer("byte")
+
+
+def test_unreachable_hugging_face_name_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    transformers = pytest.importorskip("transformers")
+
+    def fail(name: str, **_: object):
+        raise OSError("We couldn't connect\nto the Hub")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(ValueError, match=r"cannot load the tokenizer 'some/thing' \(We couldn't connect\)"):
+        build_tokenizer("some/thing")
+
+
+def test_loading_refuses_damage(tmp_path: Path):
+    build_tokenizer("bytes").save(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: damaged"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"redraft": {"kind": "byts"}}')
+    with pytest.raises(ValueError, match="did you mean 'bytes'"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ValueError, match="damaged"):
+        Tokenizer.load(tmp_path)
+
+
+def _hugging_face_folder(folder: Path, vocab: list[str], **specials: str) -> None:
+    backend = tokenizers.Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocab)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder.mkdir(exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]", **specials}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def test_hugging_face_with_a_mask_of_its_own(tmp_path: Path):
+    pytest.importorskip("transformers")
+    vocab = ["[UNK]", "<m>", "[SEP]", "sea", "calm"]
+    _hugging_face_folder(tmp_path, vocab, mask_token="<m>", sep_token="[SEP]", pad_token="[UNK]")
+    tokenizer = build_tokenizer(str(tmp_path))
+    assert (tokenizer.K, tokenizer.mask_id, tokenizer.eos_id, tokenizer.pad_id) == (5, 1, 2, 0)
+    assert tokenizer.decode([3, 1, 4, 2]) == "sea [MASK] calm"
+    assert tokenizer.tokens([3, 1, 2]) == ["sea", "[MASK]", "[EOS]"]
+
+
+def test_hugging_face_without_a_mask_gets_one(tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    _hugging_face_folder(tmp_path / "a", ["[UNK]", "sea", "</s>"], eos_token="</s>")
+    tokenizer = build_tokenizer(str(tmp_path / "a"))
+    assert (tokenizer.K, tokenizer.mask_id, tokenizer.eos_id, tokenizer.pad_id) == (3, 3, 2, None)
+    tokenizer.save(tmp_path / "b")
+    again = Tokenizer.load(tmp_path / "b")
+    assert (again.K, again.mask_id, again.eos_id) == (3, 3, 2)
+    assert again.encode("sea [MASK]") == tokenizer.encode("sea [MASK]") == [1, 0]
+    hf = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
+    assert hf.mask_token_id == 3
+    assert hf("sea [MASK]")["input_ids"] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("The [MASK:3] of France is [MASK].", ["The ", 3, " of France is ", 1, "."]),
+        ("[MASK]", [1]),
+        ("[MASK][MASK:2]x", [1, 2, "x"]),
+        (r"a \[MASK] b [MASK]", ["a [MASK] b ", 1]),
+        (r"\[MASK:0] [MASK:100000]", ["[MASK:0] ", 100_000]),
+        (r"a\\[MASK]", ["a\\", 1]),
+        (r"C:\dir [mask] [MASKS] [MASK", None),
+        ("[MASK:0]", None),
+        ("[MASK:100001]", None),
+        ("[MASK:" + "9" * 5000 + "]", None),
+        ("[MASK:-1]", None),
+        ("[MASK:three]", None),
+        ("[MASK:]", None),
+        ("[MASK:²]", None),
+        (r"\[MASK]", None),
+        ("", None),
+    ],
+)
+def test_templates(text: str, parts: list[str | int] | None):
+    if parts is None:
+        with pytest.raises(ValueError, match=r"no span: write|no \[MASK\] in the template") as caught:
+            parse_template(text)
+        assert len(str(caught.value)) < 250
+    else:
+        assert parse_template(text) == parts
+
+
+def test_encode_template():
+    tokenizer = build_tokenizer("bytes")
+    assert tokenizer.encode_template(r"a[MASK:2]\[MASK]") == [97, None, None, *b"[MASK]"]
+
+
+def test_the_sample_for_bpe_is_bounded_and_spread():
+    texts = ["".join(chr(97 + (i + j) % 26) for j in range(1000)) for i in range(100)]
+    assert list(module._spread(texts, 100_000)) == texts
+    sample = list(module._spread(texts, 10_000, piece=100))
+    assert 5_000 <= sum(map(len, sample)) <= 10_100
+    assert len(set(sample)) > 10
+    assert sample == list(module._spread(texts, 10_000, piece=100))
