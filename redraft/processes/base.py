@@ -1,0 +1,90 @@
+"""The contract every process keeps, and the facts a denoiser declares."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from redraft.randomness import Device, Generators
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a denoiser's output means, and which ids it knows.
+
+    ``posterior``: ``cavity`` is p(x0_i | z without z_i), what the NELBO teaches and the reverse kernel wants; ``full``
+    is p(x0_i | z), what cross-entropy teaches. They agree on masks and differ for every other noise.
+    ``attention="causal"`` marks a left-to-right model: position i's output depends on z before i only.
+    ``selective`` denoisers take ``where``, a (B, L) bool, and answer for those positions only, (n, K).
+    """
+
+    posterior: Literal["cavity", "full"] = "cavity"
+    time_conditioned: bool = False
+    attention: Literal["full", "causal"] = "full"
+    mask_id: int | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+    selective: bool = False
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """``denoiser(z, t, cond=None) -> log p`` of shape (B, L, K), over clean tokens, normalised over K.
+
+    z: (B, L) ids, or (B, L, D) vectors for Gaussian processes; t: (B,); cond: whatever the denoiser documents.
+    """
+
+    @property
+    def facts(self) -> Facts: ...
+
+    def __call__(self, z: Tensor, t: Tensor, cond: Any = None) -> Tensor: ...
+
+
+class Process(Protocol):
+    """A forward corruption q and all that follows from it; no network, no loop.
+
+    Shapes: x0 (B, L) ids below K; z what ``corrupt`` returns; t and s (B,) or (B, L) with s < t; p0 (B, L, K).
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def K(self) -> int: ...  # noqa: N802
+
+    @property
+    def mask_id(self) -> int | None: ...
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the bound needs -log p(x0 | z at t = 0), because q(z | x0) is not yet exact there."""
+        ...
+
+    def prior(self, shape: tuple[int, int], generator: Generators = None, device: Device = None) -> Tensor:
+        """Draw z at t = 1 for (B, L) positions."""
+        ...
+
+    def corrupt(self, x0: Tensor, t: Tensor, generator: Generators = None) -> Tensor:
+        """Draw z ~ q_t(. | x0)."""
+        ...
+
+    def nelbo(self, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """Continuous-time integrand of the NELBO, nats per token, (B, L); ``logp`` is the cavity posterior."""
+        ...
+
+    def prior_kl(self, x0: Tensor) -> Tensor:
+        """KL(q_1(. | x0) || prior), nats per token, (B, L)."""
+        ...
+
+    def ancestral(self, p0: Tensor, z: Tensor, t: Tensor, s: Tensor, generator: Generators = None) -> Tensor:
+        """Draw z at s from the plug-in reverse kernel p(z_s | z_t, p0), positions independently."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and parameters, as stored in a model's configuration."""
+        ...
+
+
+def per_position(value: Tensor) -> Tensor:
+    """Give a (B,) tensor a position axis, (B, 1), and leave (B, L) as it is."""
+    return value if value.ndim == 2 else value[:, None]

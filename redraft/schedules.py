@@ -1,0 +1,147 @@
+"""Noise schedules: ``alpha(t)``, the probability that a token is still untouched, with its derivative.
+
+Time runs from data (t = 0, alpha = 1) to noise (t = 1, alpha = 0); every schedule meets both ends exactly, so that no
+bound needs a correction for tokens the prior does not cover. The masked NELBO does not depend on the schedule (only its
+variance does), but which t a sampler visits does. Formulas: D3PM, MDLM, MD4, SEDD, Diffusion-LM; those that miss an
+end in their paper (geometric, sqrt) are rescaled affinely, as their docstrings say.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redraft.errors import unknown
+
+AlphaFunction = Callable[..., tuple[Tensor, Tensor]]
+
+
+def _linear(t: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha = 1 - t (MDLM's log-linear noise, LLaDA)."""
+    return 1 - t, -torch.ones_like(t)
+
+
+def _cosine(t: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha = 1 - cos(pi/2 (1 - t)) (MD4, MaskGIT): slow near t = 1, where few tokens are known."""
+    angle = math.pi / 2 * (1 - t)
+    return 1 - torch.cos(angle), -math.pi / 2 * torch.sin(angle)
+
+
+def _cosine_squared(t: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha = cos^2(pi t / 2) (MDLM's ablation)."""
+    return torch.cos(math.pi / 2 * t) ** 2, -math.pi / 2 * torch.sin(math.pi * t)
+
+
+def _polynomial(t: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """alpha = 1 - t^power (MD4)."""
+    return 1 - t**power, -power * t ** (power - 1)
+
+
+def _geometric(t: Tensor, sigma_min: float, sigma_max: float) -> tuple[Tensor, Tensor]:
+    """alpha = exp(-sigma), sigma = sigma_min^(1-t) sigma_max^t (SEDD), rescaled affinely to reach 1 and 0."""
+    rate = math.log(sigma_max / sigma_min)
+    sigma = sigma_min * torch.exp(rate * t)
+    first, last = math.exp(-sigma_min), math.exp(-sigma_max)
+    alpha = (torch.exp(-sigma) - last) / (first - last)
+    return alpha, -rate * sigma * torch.exp(-sigma) / (first - last)
+
+
+def _sqrt(t: Tensor, offset: float) -> tuple[Tensor, Tensor]:
+    """alpha = 1 - sqrt(t + offset) (Diffusion-LM), rescaled affinely to reach 1 and 0."""
+    root = torch.sqrt(t + offset)
+    span = math.sqrt(1 + offset) - math.sqrt(offset)
+    return 1 - (root - math.sqrt(offset)) / span, -0.5 / (root * span)
+
+
+_FUNCTIONS: dict[str, tuple[AlphaFunction, dict[str, float]]] = {
+    "linear": (_linear, {}),
+    "cosine": (_cosine, {}),
+    "cosine_squared": (_cosine_squared, {}),
+    "polynomial": (_polynomial, {"power": 2.0}),
+    "geometric": (_geometric, {"sigma_min": 1e-4, "sigma_max": 20.0}),
+    "sqrt": (_sqrt, {"offset": 1e-4}),
+}
+NAMES: tuple[str, ...] = tuple(_FUNCTIONS)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A named noise schedule; ``schedule(t)`` returns ``(alpha, d alpha / dt)`` in float64, of t's shape.
+
+    ``parameters`` holds every parameter of the named formula. Build one with ``get``.
+    """
+
+    name: str
+    parameters: tuple[tuple[str, float], ...] = ()
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.double()
+        alpha, d_alpha = _FUNCTIONS[self.name][0](t, **dict(self.parameters))
+        # rounding must not leave a trace of data in the prior, nor of noise in the data
+        alpha = torch.where(t <= 0, 1.0, torch.where(t >= 1, 0.0, alpha.clamp(0.0, 1.0)))
+        return alpha, d_alpha
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, **dict(self.parameters)}
+
+
+def get(schedule: "str | Schedule | Mapping[str, Any]", **parameters: float) -> Schedule:
+    """The schedule of a name (``"linear"``), of a stored ``to_dict()``, or the given one.
+
+    Errors: ``ValueError`` for an unknown name or parameter (naming the nearest), and for a parameter that is not
+    positive.
+    """
+    if isinstance(schedule, Schedule):
+        return schedule
+    if isinstance(schedule, Mapping):
+        stored = dict(schedule)
+        return get(stored.pop("name"), **stored)
+    if schedule not in _FUNCTIONS:
+        raise unknown("schedule", schedule, NAMES)
+    defaults = _FUNCTIONS[schedule][1]
+    for name, value in parameters.items():
+        if name not in defaults:
+            raise unknown(f"parameter of schedule {schedule!r}:", name, defaults)
+        if not value > 0:
+            raise ValueError(f"{name}={value} of schedule {schedule!r}: pass a number above 0")
+    return Schedule(schedule, tuple({**defaults, **parameters}.items()))
+
+
+# ---------------------------------------------------------------------------------------------- Gaussian processes
+
+
+@dataclass(frozen=True)
+class GammaSchedule:
+    """``gamma(t) = -log SNR`` for Gaussian processes, rising from ``gamma_min`` to ``gamma_max``, with its derivative.
+
+    ``linear_gamma`` is ``gamma_min + (gamma_max - gamma_min) t``. Any name of ``NAMES`` gives the signal power
+    ``alpha^2 = lo + (hi - lo) alpha(t)`` with ``hi = sigmoid(-gamma_min)`` and ``lo = sigmoid(-gamma_max)``, the named
+    formula squeezed so that gamma stays finite (Diffusion-LM's sqrt, Nichol's cosine).
+    """
+
+    name: str = "linear_gamma"
+    gamma_min: float = -4.0
+    gamma_max: float = 6.0
+
+    def __post_init__(self) -> None:
+        if self.name != "linear_gamma" and self.name not in _FUNCTIONS:
+            raise unknown("schedule", self.name, ["linear_gamma", *NAMES])
+        if not self.gamma_min < self.gamma_max:
+            raise ValueError(f"gamma_min={self.gamma_min} must be below gamma_max={self.gamma_max}")
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(gamma, d gamma / dt) in float64, of t's shape."""
+        t = t.double()
+        if self.name == "linear_gamma":
+            span = self.gamma_max - self.gamma_min
+            return self.gamma_min + span * t, torch.full_like(t, span)
+        alpha, d_alpha = get(self.name)(t)
+        hi, lo = 1 / (1 + math.exp(self.gamma_min)), 1 / (1 + math.exp(self.gamma_max))
+        power = lo + (hi - lo) * alpha
+        return torch.log1p(-power) - torch.log(power), -(hi - lo) * d_alpha / (power * (1 - power))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

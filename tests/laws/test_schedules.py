@@ -1,0 +1,155 @@
+"""Noise schedules: the end points exact, the derivative the derivative, the closed forms those of the papers."""
+
+import math
+
+import pytest
+import torch
+
+from redraft import processes, schedules
+
+T = torch.linspace(0.01, 0.99, 197, dtype=torch.float64)
+CLOSED = {
+    "linear": lambda t: 1 - t,
+    "cosine": lambda t: 1 - torch.cos(math.pi / 2 * (1 - t)),
+    "cosine_squared": lambda t: torch.cos(math.pi / 2 * t) ** 2,
+}
+WEIGHTS = {  # -alpha' / (1 - alpha), discrete.md 2.1
+    "linear": lambda t: 1 / t,
+    "cosine": lambda t: math.pi / 2 * torch.tan(math.pi / 2 * (1 - t)),
+}
+
+
+@pytest.mark.parametrize("name", schedules.NAMES)
+def test_end_points_are_exact(name):
+    alpha, _ = schedules.get(name)(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert alpha.tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("name", schedules.NAMES)
+def test_monotone_in_float64(name):
+    alpha, derivative = schedules.get(name)(T)
+    assert alpha.dtype == derivative.dtype == torch.float64
+    assert alpha.shape == derivative.shape == T.shape
+    assert (alpha.diff() < 0).all()
+    assert (derivative < 0).all()
+    assert ((alpha > 0) & (alpha < 1)).all()
+
+
+@pytest.mark.parametrize("name", schedules.NAMES)
+def test_float32_times_lose_nothing_more_than_their_rounding(name):
+    t = T.float()
+    alpha, derivative = schedules.get(name)(t)
+    expected, expected_derivative = schedules.get(name)(t.double())
+    assert alpha.dtype == derivative.dtype == torch.float64
+    torch.testing.assert_close(alpha, expected, rtol=0, atol=0)
+    torch.testing.assert_close(derivative, expected_derivative, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", schedules.NAMES)
+def test_derivative_is_the_derivative(name):
+    """Against autograd of alpha, and against a central finite difference (which needs no graph to be right)."""
+    schedule = schedules.get(name)
+    t = T.clone().requires_grad_()
+    alpha, derivative = schedule(t)
+    (slope,) = torch.autograd.grad(alpha.sum(), t)
+    torch.testing.assert_close(derivative.detach(), slope, rtol=1e-9, atol=1e-11)
+    h = 1e-5
+    finite = (schedule(T + h)[0] - schedule(T - h)[0]) / (2 * h)
+    torch.testing.assert_close(schedule(T)[1], finite, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_forms(name):
+    torch.testing.assert_close(schedules.get(name)(T)[0], CLOSED[name](T), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weight_of_a_mask(name):
+    alpha, derivative = schedules.get(name)(T)
+    torch.testing.assert_close(-derivative / (1 - alpha), WEIGHTS[name](T), rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 3.0])
+def test_polynomial_is_one_minus_a_power(power):
+    """MD4's polynomial schedule, whose weight -alpha' / (1 - alpha) is w / t."""
+    (key,) = set(schedules.get("polynomial").to_dict()) - {"name"}
+    alpha, derivative = schedules.get("polynomial", **{key: power})(T)
+    torch.testing.assert_close(alpha, 1 - T**power, rtol=0, atol=1e-15)
+    torch.testing.assert_close(-derivative / T ** (power - 1), power * torch.ones_like(T), rtol=1e-13, atol=0)
+
+
+def test_sqrt_and_geometric_are_the_papers_formulas_rescaled():
+    """Diffusion-LM's 1 - sqrt(t + offset) and SEDD's exp(-sigma) miss an end; the affine map that meets both is one."""
+    for name, formula in {
+        "sqrt": lambda t, offset: 1 - (t + offset) ** 0.5,
+        "geometric": lambda t, sigma_min, sigma_max: torch.exp(-(sigma_min ** (1 - t)) * sigma_max**t),
+    }.items():
+        schedule = schedules.get(name)
+        parameters = {key: value for key, value in schedule.to_dict().items() if key != "name"}
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        first, last = formula(ends, **parameters)
+        expected = (formula(T, **parameters) - last) / (first - last)
+        torch.testing.assert_close(schedule(T)[0], expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", schedules.NAMES)
+def test_to_dict_round_trip(name):
+    schedule = schedules.get(name)
+    saved = schedule.to_dict()
+    assert saved["name"] == name
+    again = schedules.get(saved.pop("name"), **saved)
+    for one, other in zip(schedule(T), again(T), strict=True):
+        assert torch.equal(one, other)
+    assert again.to_dict() == schedule.to_dict()
+
+
+def test_a_schedule_passes_through():
+    schedule = schedules.get("cosine")
+    assert schedules.get(schedule) is schedule
+
+
+def test_an_unknown_name_offers_the_nearest():
+    with pytest.raises(ValueError, match=r"linaer.*did you mean 'linear'"):
+        schedules.get("linaer")
+    with pytest.raises(ValueError, match=r"cosin_squared.*did you mean 'cosine_squared'"):
+        processes.masked(3, schedule="cosin_squared")
+
+
+# ---------------------------------------------------------------------------------------------- gamma = -log SNR
+
+GAMMAS = ["linear_gamma", *schedules.NAMES]
+
+
+@pytest.mark.parametrize("name", GAMMAS)
+def test_gamma_rises_between_its_ends(name):
+    schedule = schedules.GammaSchedule(name, gamma_min=-3.0, gamma_max=6.0)
+    ends, _ = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(ends, torch.tensor([-3.0, 6.0], dtype=torch.float64), rtol=0, atol=1e-12)
+    assert (schedule(T)[0].diff() > 0).all()
+
+
+@pytest.mark.parametrize("name", GAMMAS)
+def test_gamma_derivative_is_the_derivative(name):
+    schedule = schedules.GammaSchedule(name, gamma_min=-3.0, gamma_max=6.0)
+    h = 1e-5
+    finite = (schedule(T + h)[0] - schedule(T - h)[0]) / (2 * h)
+    torch.testing.assert_close(schedule(T)[1], finite, rtol=1e-5, atol=1e-8)
+
+
+def test_linear_gamma_is_linear():
+    gamma, derivative = schedules.GammaSchedule("linear_gamma", gamma_min=-3.0, gamma_max=6.0)(T)
+    torch.testing.assert_close(gamma, -3 + 9 * T, rtol=0, atol=1e-14)
+    torch.testing.assert_close(derivative, torch.full_like(T, 9.0), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", schedules.NAMES)
+def test_gamma_of_a_named_schedule_squeezes_its_signal_power(name):
+    """alpha^2 of the variance-preserving process is lo + (hi - lo) alpha(t), so that gamma stays finite."""
+    gamma, _ = schedules.GammaSchedule(name, gamma_min=-3.0, gamma_max=6.0)(T)
+    hi, lo = 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(6))
+    torch.testing.assert_close(torch.sigmoid(-gamma), lo + (hi - lo) * schedules.get(name)(T)[0], rtol=1e-12, atol=0)
+
+
+def test_an_unknown_gamma_offers_the_nearest():
+    with pytest.raises(ValueError, match=r"linear_gama.*did you mean 'linear_gamma'"):
+        schedules.GammaSchedule("linear_gama")
