@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from redraft import processes, sampling
+from redraft import objectives, processes, sampling
+from redraft.processes.time import draw
 
 from .toy import chi_square_tail, quadrature
 
@@ -262,8 +263,8 @@ def test_score_is_the_gradient_of_the_density(kind):
     """Section 2.2-2: (alpha x_hat - z) / sigma^2 = grad log p_t(z), by autograd of the explicit mixture, 1e-9."""
     process = sphere(kind, norms=True)
     pi = torch.tensor([0.1, 0.3, 0.2, 0.15, 0.25], dtype=torch.float64)
-    for time in (0.0, 0.3, 0.8):
-        t = torch.full((8,), time, dtype=torch.float64)
+    for level in (0.0, 0.3, 0.8):
+        t = torch.full((8,), level, dtype=torch.float64)
         alpha, sigma = (scale[..., None] for scale in process.scales(process.gamma(t)[0]))
         z = process.corrupt(torch.arange(8)[:, None] % 5, t, torch.Generator().manual_seed(0)).requires_grad_()
         distance = ((z[:, :, None] - alpha[..., None] * process.codebook) ** 2).sum(-1)
@@ -288,8 +289,8 @@ def test_equal_norms_make_h_sufficient(kind):
     process = sphere(kind)
     h = torch.randn(1, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     results = []
-    for time in (0.2, 0.9):
-        t = torch.tensor([time], dtype=torch.float64)
+    for level in (0.2, 0.9):
+        t = torch.tensor([level], dtype=torch.float64)
         alpha, sigma = process.scales(process.gamma(t)[0])
         results.append(process.output_prior(h * (sigma**2 / alpha)[..., None], t).log_softmax(-1))
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-11)
@@ -334,7 +335,7 @@ def test_ancestral_sampling_reaches_the_law():
     """With the exact denoiser the tokens' law tends to pi like 1 / N, save what the prior KL of .001 nats allows."""
     errors = []
     for steps in (8, 32, 128):
-        law, logp = ancestral_density(toy(), steps, 601)
+        law, logp = ancestral_density(toy(), steps, 401)
         errors.append((law @ logp.exp() - PI).abs().sum().item() / 2)
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.005
@@ -355,7 +356,21 @@ class ExactTokens:
 def test_sample_draws_the_propagated_law(kind):
     """``sample`` in 8 steps against densities propagated on a grid, tokens read by argmax; false alarm below 1e-6."""
     process = toy(kind)
-    law, logp = ancestral_density(toy(), 8, 1201)
+    law, logp = ancestral_density(toy(), 8, 901)
     expected = law @ torch.nn.functional.one_hot(logp.argmax(-1), 3).double()
     samples = sampling.sample(process, ExactTokens(process), length=1, num=10_000, steps=8, seed=0)
     assert chi_square_tail(torch.bincount(samples.tokens[:, 0], minlength=3).double(), expected) > 1e-6
+
+
+def test_objective_holds_all_three_terms(kind):
+    """``nelbo`` averages to recon + diffusion + prior, here .3 nats of it, within five standard errors."""
+    process = processes.gaussian(CODES, kind, gamma_min=-3.0, gamma_max=0.0)
+    rows = 20_000
+    ids = torch.multinomial(PI, rows, replacement=True, generator=torch.Generator().manual_seed(0))[:, None]
+    u = draw("uniform", (0, 0), range(rows), rows)
+    loss = objectives.get("nelbo")(ExactTokens(process), process, {"ids": ids}, u, torch.Generator().manual_seed(1))
+    prior = (process.prior_kl(torch.arange(3)[None])[0] * PI).sum().item()
+    assert prior > 0.2
+    error = loss.bound.std().item() / math.sqrt(rows)
+    assert loss.bound.mean().item() == pytest.approx(cross_entropy(process, 1.0) + prior, abs=5 * error)
+    assert error < 0.02

@@ -36,6 +36,7 @@ PROCESSES = {
     "uniform": lambda K: processes.uniform(K),
     "uniform_cosine": lambda K: processes.uniform(K, schedule="cosine"),
     "hybrid": lambda K: processes.hybrid(K, uniform_share=0.2),
+    "hybrid_inside": lambda K: processes.hybrid(K + 1, uniform_share=0.2, mask_id=1),
     "hybrid_cosine": lambda K: processes.hybrid(K, uniform_share=0.6, schedule="cosine"),
 }
 
@@ -50,6 +51,9 @@ def situations(process, time: float, seed: int = 0):
     t = torch.tensor([time], dtype=torch.float64)
     x0, z = (index[:, None] for index in torch.nonzero(marginals(process, t)[0] > 0).T)
     logits = torch.randn(len(x0), 1, process.K, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if process.mask_id is not None and process.mask_id < process.K:  # a mask among the ids is no clean token
+        x0, z, logits = (value[x0[:, 0] != process.mask_id] for value in (x0, z, logits))
+        logits[..., process.mask_id] = -math.inf
     return x0, z, t.expand(len(x0)), (2 * logits).log_softmax(-1)
 
 
@@ -181,13 +185,14 @@ def test_t2_hybrid_wants_the_cavity():
 def test_the_cavity_is_the_minimiser(make):
     """At every t the gradient of the expected integrand in a table of logits vanishes at the cavity posterior."""
     process = make(3)
+    law = embed(LAW, [x for x in range(process.K) if x != process.mask_id], process.K)
     for which in ("cavity", "full"):
         if which == "full" and process.name == "masked":
             continue  # where they differ, the masked integrand does not look
         for time in (0.1, 0.6):
-            x0, z, t, probability = noisy_pairs(process, torch.tensor([time], dtype=torch.float64))
+            x0, z, t, probability = noisy_pairs(process, torch.tensor([time], dtype=torch.float64), law)
             states = sequences(process.V)
-            table = ExactDenoiser(process, posterior=which)(states, t[:1].expand(len(states)))
+            table = ExactDenoiser(process, law, which)(states, t[:1].expand(len(states)))
             logits = table.clone().requires_grad_()
             logp = TableDenoiser(logits.log_softmax(-1), process.V)(z, t)
             loss = (process.nelbo(logp, x0, z, t).sum(-1) * probability).sum()
@@ -305,4 +310,5 @@ def test_emissions_are_the_marginals_of_every_process(make):
     process = make(3)
     z = torch.arange(process.V)[:, None]
     q = emissions(process, z, torch.full((process.V,), 0.3, dtype=torch.float64))[:, 0]
-    torch.testing.assert_close(q.sum(0), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-14)
+    clean = [x for x in range(process.K) if x != process.mask_id]
+    torch.testing.assert_close(q.sum(0)[clean], torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-14)

@@ -28,6 +28,7 @@ PROCESSES = {
     "uniform": lambda: processes.uniform(3),
     "uniform_cosine": lambda: processes.uniform(4, schedule="cosine_squared"),
     "hybrid": lambda: processes.hybrid(3, uniform_share=0.2),
+    "hybrid_inside": lambda: processes.hybrid(4, uniform_share=0.2, mask_id=2),
     "hybrid_half": lambda: processes.hybrid(4, uniform_share=0.5, schedule="linear"),
 }
 

@@ -1,0 +1,239 @@
+"""Our denoiser: a transformer that reads a noisy canvas whole and names the clean token at every position.
+
+Shapes: B batch, L length, K clean tokens, V input states, D codebook width, E model width, H heads.
+Sinusoidal and rotary positions (Su et al. 2021), RMSNorm before each half of a block, QK-norm, SwiGLU, no biases, no dropout. With
+``time_conditioned`` each block is modulated by t as in DiT (Peebles & Xie 2023, adaLN-zero).
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from redraft import processes
+from redraft.processes import Facts, Gaussian, Process
+
+_TIME_FEATURES = 128
+
+
+@dataclass(frozen=True)
+class Widths:
+    """All sizes that follow from ``depth``."""
+
+    width: int
+    heads: int
+    hidden: int
+
+
+def widths(depth: int) -> Widths:
+    """The one dial: width = 64 depth in heads of 64, SwiGLU hidden = 8/3 width rounded up to 64.
+
+    A block then holds about 12 width^2 weights whatever the depth (4 of attention, 8 of SwiGLU), and depth over width
+    stays constant, so that depth alone walks along one line of shapes: 2 is 0.4M inner weights, 6 is 10.6M, 12 is 85M.
+
+    Errors: ``ValueError`` for a depth below 1.
+    """
+    if depth < 1:
+        raise ValueError(f"depth={depth}: a transformer needs at least 1 block")
+    width = 64 * depth
+    return Widths(width, heads=depth, hidden=64 * math.ceil(8 * width / 3 / 64))
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """What rebuilds a ``Transformer``: the process's facts, the dial, and two switches."""
+
+    process: dict[str, Any]
+    depth: int = 4
+    time_conditioned: bool = False
+    causal: bool = False
+    eos_id: int | None = None
+    pad_id: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Transformer(nn.Module):
+    """The denoiser ``(z, t, cond) -> log p`` over clean tokens, (B, L, K).
+
+    z: (B, L) ids, or (B, L, D) vectors for a Gaussian process. t: (B,), read only when ``time_conditioned`` (always for
+    Gaussian). cond: None or ``{"segments": (B, L)}``; attention stays within equal segments. ``where`` (B, L) bool asks
+    for those positions only and returns (n, K), in row-major order.
+
+    ``causal`` makes it the autoregressive baseline: it reads [MASK], z_1 .. z_{L-1}, so that position i's output
+    depends on z before i only. A masked process needs no ``time_conditioned``: its exact denoiser is free
+    of t.
+
+    Errors: ``ValueError`` for a causal model of anything but a masked process.
+    """
+
+    codebook: Tensor
+
+    def __init__(self, config: TransformerConfig, codebook: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        sizes = widths(config.depth)
+        facts = config.process
+        if config.causal and facts["name"] != "masked":
+            raise ValueError(f"causal=True with a {facts['name']} process: a left-to-right model needs a masked one")
+        self.is_gaussian = facts["name"] == "gaussian"
+        self.time_conditioned = config.time_conditioned or self.is_gaussian
+        if self.is_gaussian:
+            codebook = torch.zeros(facts["K"], facts["D"]) if codebook is None else codebook
+            self.register_buffer("codebook", codebook.clone())
+            self.embed = nn.Linear(facts["D"], sizes.width, bias=False)
+        else:
+            states = getattr(processes.from_dict(facts), "V")  # noqa: B009
+            self.embed = nn.Embedding(states, sizes.width)
+        if self.time_conditioned:
+            self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, sizes.width), nn.SiLU())
+        self.blocks = nn.ModuleList(Block(sizes, self.time_conditioned) for _ in range(config.depth))
+        self.head = nn.Linear(sizes.width, facts["K"], bias=False)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Variance-preserving weights; every residual branch and the head start at zero, so log p starts uniform."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                for bias in module.parameters(recurse=False):
+                    if bias.ndim == 1:
+                        nn.init.zeros_(bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.zero_branches()
+        nn.init.zeros_(self.head.weight)
+
+    @property
+    def process(self) -> Process:
+        """The process this model was built for; a Gaussian one reads the model's own codebook."""
+        return processes.from_dict(self.config.process, self.codebook if self.is_gaussian else None)
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(
+            # a Gaussian model adds log q(z_i | x) to its logits (output_prior): its posterior is the full one
+            posterior="full" if self.is_gaussian else "cavity",
+            time_conditioned=self.time_conditioned,
+            attention="causal" if self.config.causal else "full",
+            mask_id=self.config.process.get("mask_id"),
+            eos_id=self.config.eos_id,
+            pad_id=self.config.pad_id,
+            selective=True,
+        )
+
+    def forward(
+        self, z: Tensor, t: Tensor, cond: dict[str, Tensor] | None = None, where: Tensor | None = None
+    ) -> Tensor:
+        bias = None
+        if self.is_gaussian:
+            process = self.process
+            assert isinstance(process, Gaussian)
+            z = z.to(self.codebook)
+            bias = process.output_prior(z, t)
+            z = z * process.input_scale(t).to(z)
+        elif self.config.causal:
+            start = torch.full_like(z[:, :1], self.config.process["mask_id"])
+            z = torch.cat([start, z[:, :-1]], dim=1)
+        x = self.embed(z)
+        # rotary positions are relative only: without this, all positions of an all-mask canvas would look the same
+        x = F.rms_norm(x + position_features(x.shape[1], x.shape[2], x.device).to(x), x.shape[-1:])
+        code = self.time(time_features(t).to(x)) if self.time_conditioned else None
+        rotary = rotary_table(x.shape[1], x.device, x.dtype)
+        segments = None if cond is None else cond["segments"]
+        allowed = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
+        if allowed is not None and self.config.causal:
+            allowed = allowed & torch.ones(allowed.shape[-2:], dtype=torch.bool, device=x.device).tril()
+        for block in self.blocks:
+            x = block(x, rotary, allowed, self.config.causal, code)
+        if where is not None:
+            x, bias = x[where], None if bias is None else bias[where]
+        logits = self.head(F.rms_norm(x, x.shape[-1:]))
+        logits = logits if bias is None else logits + bias
+        # under bfloat16 autocast the sum over a large vocabulary must not be rounded
+        return torch.log_softmax(logits.float() if logits.dtype is torch.bfloat16 else logits, dim=-1)
+
+
+class Block(nn.Module):
+    """Attention, then SwiGLU, each on the normalised stream and added back to it."""
+
+    def __init__(self, sizes: Widths, time_conditioned: bool) -> None:
+        super().__init__()
+        width = sizes.width
+        self.heads = sizes.heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, 2 * sizes.hidden, bias=False)
+        self.down = nn.Linear(sizes.hidden, width, bias=False)
+        self.modulation = nn.Linear(width, 4 * width) if time_conditioned else None
+
+    def zero_branches(self) -> None:
+        for module in (self.out, self.down, self.modulation):
+            if module is not None:
+                nn.init.zeros_(module.weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        allowed: Tensor | None,
+        causal: bool,
+        code: Tensor | None,
+    ) -> Tensor:
+        if self.modulation is None or code is None:
+            x = x + self.attend(F.rms_norm(x, x.shape[-1:]), rotary, allowed, causal)
+            return x + self.feed(F.rms_norm(x, x.shape[-1:]))
+        shift_a, scale_a, shift_f, scale_f = self.modulation(code)[:, None].chunk(4, dim=-1)
+        x = x + self.attend(F.rms_norm(x, x.shape[-1:]) * (1 + scale_a) + shift_a, rotary, allowed, causal)
+        return x + self.feed(F.rms_norm(x, x.shape[-1:]) * (1 + scale_f) + shift_f)
+
+    def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor], allowed: Tensor | None, causal: bool) -> Tensor:
+        B, L, E = x.shape
+        q, k, v = self.qkv(x).view(B, L, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
+        # QK-norm bounds the attention logits by the head width, which keeps large learning rates stable
+        q, k = (rotate(F.rms_norm(one, one.shape[-1:]), rotary) for one in (q, k))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal and allowed is None)
+        return self.out(y.transpose(1, 2).reshape(B, L, E))
+
+    def feed(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
+
+
+def rotary_table(length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of position times frequency, (L, 32) each for heads of 64, base 10,000.
+
+    Computed where it is used: a buffer would be lost when a model is built on the meta device.
+    """
+    frequency = 10_000.0 ** (-torch.arange(0, 32, device=device, dtype=torch.float64) / 32)
+    angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * frequency
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def position_features(length: int, width: int, device: torch.device) -> Tensor:
+    """Sines and cosines of the position (Vaswani et al. 2017), wavelengths 2 pi to 20,000 pi; (L, E) float64."""
+    frequency = 10_000.0 ** (-torch.arange(0, width, 2, device=device, dtype=torch.float64) / width)
+    angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the halves of each head by the position's angles. x: (B, H, L, 64)."""
+    cos, sin = rotary
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
+
+
+def time_features(t: Tensor) -> Tensor:
+    """Sines and cosines of t at 64 frequencies, geometric from 1 to 1000 radians; (B, 128) float64."""
+    frequency = torch.exp(
+        torch.linspace(0, math.log(1000.0), _TIME_FEATURES // 2, dtype=torch.float64, device=t.device)
+    )
+    angle = t.double()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)

@@ -1,0 +1,197 @@
+"""A recipe's shape: one frozen tree of typed fields, each reachable by its dotted name (``train.lr``).
+
+Unknown fields, wrong types and impossible values are refused when the tree is built, before anything runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, TypeVar, cast, dataclass_transform
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from redraft.errors import unknown
+
+_STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def frozen(cls: type[T]) -> type[T]:
+    """A frozen dataclass with keyword fields, which pydantic validates."""
+    return cast(type[T], dataclass(frozen=True, kw_only=True, config=_STRICT)(cls))
+
+
+@frozen
+class ProcessConfig:
+    """The forward corruption: which noise, on which schedule."""
+
+    name: Literal["masked", "uniform", "hybrid", "gaussian"] = "masked"
+    schedule: str = "linear"
+    """Name of ``redraft.schedules.NAMES``; Gaussian processes also take ``linear_gamma``."""
+    uniform_share: float = Field(default=0.2, gt=0.0, lt=1.0)
+    """Hybrid: the share of uniform noise at its peak (GIDD's p_u)."""
+    kind: Literal["vp", "ve", "rf"] = "vp"
+    """Gaussian: variance preserving, variance exploding or rectified flow."""
+    dim: int = Field(default=16, ge=1)
+    """Gaussian: width D of the codebook."""
+    gamma_min: float = -4.0
+    """Gaussian: -log SNR at t = 0."""
+    gamma_max: float = 6.0
+    """Gaussian: -log SNR at t = 1."""
+
+
+@frozen
+class ModelConfig:
+    """Our transformer: ``depth`` is the one dial, every width follows from it (``models.transformer.widths``)."""
+
+    depth: int = Field(default=4, ge=1, le=128)
+    time_conditioned: bool = False
+    causal: bool = False
+
+
+@frozen
+class DataConfig:
+    """Where the text comes from, and how it becomes rows of ``length`` tokens."""
+
+    source: str = "python-docs"
+    """An embedded corpus, a .txt/.jsonl/.parquet file, a folder, or a Hub data set id."""
+    tokenizer: str = "bpe"
+    """``bytes``, ``chars``, ``bpe`` (trained on the corpus), ``toy``, or a Hugging Face tokenizer folder or id."""
+    vocab: int = Field(default=2048, ge=2)
+    """Number of ids of a ``bpe`` trained here."""
+    length: int = Field(default=128, ge=1)
+    """Context length L in tokens."""
+    held_out: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the text held out, chosen by content hash."""
+    isolate_documents: bool = False
+    """Let attention see only the token's own document inside a packed row."""
+    text_field: str = "text"
+    """The field of .jsonl, .parquet and Hub records that holds the text."""
+    max_documents: int | None = Field(default=None, ge=1)
+    """Read no more than this many documents (Hub data sets stream without end)."""
+
+
+@frozen
+class TrainConfig:
+    """The optimisation: everything that decides the weights, given data and seed."""
+
+    steps: int = Field(default=1000, ge=1)
+    batch: int = Field(default=16, ge=1)
+    """Rows of the GLOBAL batch: the same whatever the number of processes and of accumulated parts."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts in which each process works through its share of the batch."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """``muon`` updates the transformer's inner matrices by Muon, the rest by AdamW."""
+    lr: float = Field(default=1e-3, gt=0.0)
+    """Peak learning rate of AdamW."""
+    muon_lr: float = Field(default=2e-2, gt=0.0)
+    """Peak learning rate of Muon."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    warmup: int = Field(default=100, ge=0)
+    """Steps of linear warm-up."""
+    decay: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Share of the steps, at the end, in which the learning rate falls linearly to zero."""
+    clip: float = Field(default=1.0, ge=0.0)
+    """Largest global gradient norm; 0 leaves gradients as they are."""
+    ema: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Decay of the moving average of the weights, which is then what is saved; 0 keeps none."""
+    times: Literal["stratified", "uniform"] = "stratified"
+    """How t is drawn: low-discrepancy over the global batch, or independently."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """bfloat16 is mixed: weights and optimiser stay float32."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """``auto`` is DDP whenever there is more than one process."""
+    compile: bool = False
+    seed: int = 0
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of each process; None leaves torch's choice."""
+    log_every: int = Field(default=10, ge=1)
+    eval_every: int = Field(default=0, ge=0)
+    """Steps between validations; 0 validates only at the end."""
+    save_every: int = Field(default=0, ge=0)
+    """Steps between checkpoints; 0 saves only at the end and when stopped."""
+    sample_every: int = Field(default=0, ge=0)
+    """Steps between samples shown while training; 0 shows none."""
+    tracker: Literal["none", "tensorboard", "trackio"] = "none"
+
+
+@frozen
+class EvalConfig:
+    """Validation: how closely the bound is measured."""
+
+    draws: int = Field(default=4, ge=1)
+    """Draws of (t, z) per row of held-out text at the end of training."""
+    rows: int | None = Field(default=64, ge=2)
+    """Rows used by validations during training; the last one takes all."""
+
+
+@frozen
+class Config:
+    """A whole experiment. Build one with a recipe function, change it with ``replace`` or dotted overrides."""
+
+    recipe: str = "custom"
+    objective: str = "nelbo"
+    process: ProcessConfig = ProcessConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+_ADAPTER = TypeAdapter(Config)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The tree as plain dictionaries, ready for JSON."""
+    return _ADAPTER.dump_python(config)
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """The inverse of ``to_dict``. Errors: ``ValueError`` naming the field, its value and what is allowed."""
+    _refuse_unknown_fields(tree, Config, prefix="")
+    try:
+        return _ADAPTER.validate_python(dict(tree))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{where}={first.get('input')!r}: {first['msg']}") from None
+
+
+def override(config: Config, values: Mapping[str, Any]) -> Config:
+    """``config`` with fields set by dotted name: ``override(config, {"train.lr": 3e-4})``.
+
+    Values may be strings, as typed on a command line. Errors: ``ValueError`` for an unknown field (with the nearest
+    one) or a value its field refuses.
+    """
+    tree = to_dict(config)
+    for name, value in values.items():
+        *parents, leaf = name.split(".")
+        known = field_names(Config)
+        if name not in known:
+            raise unknown("field", name, known)
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = None if value in ("none", "None") and node[leaf] is None else value
+    return from_dict(tree)
+
+
+def field_names(cls: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all leaf fields below a configuration class."""
+    names: list[str] = []
+    for field in fields(cls):
+        if is_dataclass(field.type):
+            names += field_names(field.type, f"{prefix}{field.name}.")
+        else:
+            names.append(prefix + field.name)
+    return names
+
+
+def _refuse_unknown_fields(tree: Mapping[str, Any], cls: Any, prefix: str) -> None:
+    children = {field.name: field.type for field in fields(cls)}
+    for name, value in tree.items():
+        if name not in children:
+            raise unknown("field", prefix + name, field_names(Config))
+        if isinstance(value, Mapping) and is_dataclass(children[name]):
+            _refuse_unknown_fields(value, children[name], f"{prefix}{name}.")

@@ -1,0 +1,224 @@
+"""``sample``: the only sampling loop. Prompt and infilling are one ``frozen`` mask on one canvas."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redraft.processes import Categorical, Denoiser, Process
+from redraft.randomness import Device, Generators, categorical, derive, generator
+from redraft.sampling import samplers
+from redraft.sampling.samplers import Sampler, ancestral, left_to_right, tempered
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback sees after a step from t to s: ``z`` now, and ``tokens`` (B, L) to show (ids, masks included)."""
+
+    index: int
+    steps: int
+    t: float
+    s: float
+    z: Tensor
+    tokens: Tensor
+    nfe: int
+
+
+Callback = Callable[[Step], Tensor | None]
+"""Called after every step; a returned tensor of z's shape replaces the canvas (frozen tokens are put back)."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """``tokens`` (B, L) ids. ``nfe``: denoiser calls; ``positions``: rows times length, summed over calls.
+
+    ``seeds``: one per row; ``sample(..., seeds=[seeds[r]])`` draws row r again, alone.
+    """
+
+    tokens: Tensor
+    nfe: int
+    positions: int
+    seeds: list[int]
+
+
+@dataclass
+class _Query:
+    """The denoiser as samplers see it: counted, conditioned, and in the convention the reverse kernel wants."""
+
+    denoiser: Denoiser
+    process: Process
+    cond: Any
+    nfe: int = 0
+    positions: int = 0
+    guess: Tensor | None = field(default=None, repr=False)
+
+    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
+        self.nfe += 1
+        self.positions += z.shape[0] * z.shape[1]
+        logp = self.denoiser(z, t, self.cond)
+        if not isinstance(self.process, Categorical):
+            self.guess = logp.argmax(-1)
+        elif self.process.has_uniform and self.denoiser.facts.posterior == "full":
+            logp = self.process.to_cavity(logp, z, t)
+        return logp
+
+
+@torch.no_grad()
+def sample(
+    process: Process,
+    denoiser: Denoiser,
+    *,
+    length: int = 64,
+    num: int = 1,
+    steps: int | None = None,
+    prompt: Tensor | Sequence[int] | None = None,
+    canvas: Tensor | None = None,
+    frozen: Tensor | None = None,
+    sampler: str | Sampler | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    cond: Any = None,
+    callback: Callback | None = None,
+    device: Device = None,
+) -> Samples:
+    """Draw texts by refining a whole canvas from t = 1 to t = 0 in ``steps`` equal steps of t.
+
+    The canvas is ``prompt`` followed by ``length`` free positions, or is given: ``canvas`` (L,) or (B, L) ids with
+    ``frozen``, a bool of its shape, marking the tokens that must not change. ``num`` rows are drawn of a canvas of one
+    row. ``steps`` is 64 unless given; one per free position for an autoregressive denoiser, which must have as many.
+    ``sampler``: a name or function of ``redraft.sampling.samplers`` (``ancestral`` unless given).
+
+    Row r draws from its own generator, seeded by ``seeds[r]``, or by (seed, r): no row depends on those beside it.
+    A masked canvas without masks left ends the loop early, so ``nfe`` may be below ``steps``.
+
+    Errors: ``ValueError`` for options that clash, ids that are no tokens, a denoiser of another mask id.
+    """
+    if process.mask_id != denoiser.facts.mask_id:
+        raise ValueError(
+            f"the process masks with id {process.mask_id}, the denoiser was trained with {denoiser.facts.mask_id}"
+        )
+    given, frozen = _layout(process, length, num if seeds is None else len(seeds), prompt, canvas, frozen)
+    given, frozen = given.to(device), frozen.to(device)
+    rows = given.shape[0]
+    seeds = [derive(seed, row) for row in range(rows)] if seeds is None else list(seeds)
+    if len(seeds) != rows:
+        raise ValueError(f"{len(seeds)} seeds for {rows} rows: pass one per row")
+    steps, step_function = _plan(denoiser, frozen, steps, sampler)
+    generators = [generator(one) for one in seeds]
+    query = _Query(denoiser, process, cond)
+
+    z = process.prior((rows, given.shape[1]), generators, device)
+    z = _put_back(process, z, given, frozen, 1.0, generators)
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
+    for index, (t, s) in enumerate(pairwise(times)):
+        if _finished(process, z):
+            break
+        t_rows, s_rows = (torch.full((rows,), value, dtype=torch.float64, device=device) for value in (t, s))
+        z = step_function(
+            process, query, z, t_rows, s_rows, frozen=frozen, generator=generators, temperature=temperature
+        )
+        z = _put_back(process, z, given, frozen, s, generators)
+        if callback is not None:
+            shown = z if query.guess is None else torch.where(frozen, given, query.guess)
+            rewritten = callback(Step(index, steps, t, s, z, shown, query.nfe))
+            if rewritten is not None:
+                z = _put_back(process, _checked(process, rewritten, z), given, frozen, s, generators)
+    tokens = _finish(process, query, z, generators, temperature)
+    return Samples(torch.where(frozen, given, tokens), query.nfe, query.positions, seeds)
+
+
+def _layout(
+    process: Process,
+    length: int,
+    num: int,
+    prompt: Tensor | Sequence[int] | None,
+    canvas: Tensor | None,
+    frozen: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The given ids and the frozen mask, both (B, L); free positions hold 0."""
+    if num < 1:
+        raise ValueError(f"num={num}: draw at least one row")
+    if (canvas is None) != (frozen is None):
+        raise ValueError("canvas and frozen go together: the ids, and which of them must not change")
+    if canvas is None or frozen is None:
+        if length < 1:
+            raise ValueError(f"length={length}: ask for at least one token")
+        start = torch.as_tensor([] if prompt is None else prompt, dtype=torch.long).cpu()
+        if start.ndim != 1:
+            raise ValueError(f"prompt of shape {tuple(start.shape)}: pass one sequence of ids, or canvas and frozen")
+        canvas = torch.cat([start, torch.zeros(length, dtype=torch.long)])
+        frozen = torch.arange(len(canvas)) < len(start)
+    elif prompt is not None:
+        raise ValueError("prompt and canvas are two ways to say the same: pass one")
+    if canvas.shape != frozen.shape or canvas.ndim not in (1, 2) or frozen.dtype is not torch.bool:
+        raise ValueError(
+            f"canvas {tuple(canvas.shape)} and frozen {tuple(frozen.shape)} of {frozen.dtype}: "
+            "pass ids and a bool of one shape, (L,) or (B, L)"
+        )
+    if canvas.ndim == 1:
+        canvas, frozen = canvas.expand(num, -1), frozen.expand(num, -1)
+    elif num not in (1, len(canvas)):
+        raise ValueError(f"num={num} with a canvas of {len(canvas)} rows: leave num out, or pass one row")
+    known = canvas[frozen]
+    if len(known) and not 0 <= int(known.min()) <= int(known.max()) < process.K:
+        raise ValueError(
+            f"frozen ids run from {int(known.min())} to {int(known.max())}, tokens from 0 to {process.K - 1}"
+        )
+    if process.mask_id is not None and bool((known == process.mask_id).any()):
+        raise ValueError(
+            f"a frozen position holds the mask id {process.mask_id}: leave positions to be written unfrozen"
+        )
+    return torch.where(frozen, canvas, 0), frozen
+
+
+def _plan(denoiser: Denoiser, frozen: Tensor, steps: int | None, sampler: str | Sampler | None) -> tuple[int, Sampler]:
+    """The number of steps and the step function, checked against what the denoiser can do."""
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps={steps}: take at least one")
+    if denoiser.facts.attention != "causal":
+        return steps or 64, samplers.get(sampler or ancestral)
+    free = int((~frozen).sum(1).max())
+    if bool((frozen[:, 1:] & ~frozen[:, :-1]).any()):
+        raise ValueError("an autoregressive denoiser only continues a prompt: it sees nothing right of a gap")
+    if samplers.get(sampler or left_to_right) is not left_to_right:
+        raise ValueError("an autoregressive denoiser needs sampler='left_to_right'")
+    if steps not in (None, free):
+        raise ValueError(f"steps={steps}: an autoregressive denoiser takes one per token, {free} here; leave it out")
+    return max(free, 1), left_to_right
+
+
+def _put_back(process: Process, z: Tensor, given: Tensor, frozen: Tensor, s: float, generators: Generators) -> Tensor:
+    """Restore the given tokens: as they are among ids; freshly noised to time s among vectors (RePaint's way)."""
+    if not bool(frozen.any()):
+        return z
+    if isinstance(process, Categorical):
+        return torch.where(frozen, given, z)
+    at = torch.full((len(z),), s, dtype=torch.float64, device=z.device)
+    return torch.where(frozen[..., None], process.corrupt(given, at, generators).to(z), z)
+
+
+def _finished(process: Process, z: Tensor) -> bool:
+    return isinstance(process, Categorical) and not process.has_uniform and not bool((z == process.mask_id).any())
+
+
+def _checked(process: Process, rewritten: Tensor, z: Tensor) -> Tensor:
+    if rewritten.shape != z.shape:
+        raise ValueError(f"the callback returned shape {tuple(rewritten.shape)} for a canvas of {tuple(z.shape)}")
+    if isinstance(process, Categorical) and not 0 <= int(rewritten.min()) <= int(rewritten.max()) < process.V:
+        raise ValueError(f"the callback wrote id {int(rewritten.max())}; states run from 0 to {process.V - 1}")
+    return rewritten.to(z)
+
+
+def _finish(process: Process, query: _Query, z: Tensor, generators: Generators, temperature: float) -> Tensor:
+    """The tokens at t = 0. Vectors, and masks a callback left, take one more call; only free positions are drawn."""
+    zero = torch.zeros(len(z), dtype=torch.float64, device=z.device)
+    if not isinstance(process, Categorical):
+        return query(z, zero).argmax(-1)
+    if process.mask_id is None or not bool((z == process.mask_id).any()):
+        return z
+    left = z == process.mask_id
+    return torch.where(left, categorical(tempered(query(z, zero), temperature), generators), z)
