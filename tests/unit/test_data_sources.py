@@ -155,7 +155,7 @@ def test_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ("a.jsonl", '{"text": "café"}'.encode("latin1"), ["not UTF-8", "byte 13"]),
         ("a.txt", "text".encode("utf-16"), ["UTF-16", "iconv -f utf-16"]),
         ("a.csv", b"text\n1\n", ["'.csv'", ".jsonl", "rename"]),
-        ("a.txt.gz", gzip.compress(b"text"), ["'.gz'"]),
+        ("a.txt.gz", gzip.compress(b"text", mtime=0), ["'.gz'"]),
         ("noext", b"text", ["''"]),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', ["line 2", "not JSON"]),
         ("a.jsonl", b"[" * 100_000, ["line 1", "not JSON"]),
