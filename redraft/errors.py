@@ -12,5 +12,5 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
     """
     known = sorted(choices)
     near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"unknown {kind} {name!r};{hint} Known: {', '.join(known)}")
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return ValueError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")

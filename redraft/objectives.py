@@ -22,7 +22,7 @@ Batch = Mapping[str, Tensor]
 """``ids`` (B, L) clean tokens; optional ``segments`` (B, L), ``valid`` (B, L) bool: the tokens that count."""
 
 
-def as_batch(arrays: Mapping[str, NDArray[Any]], device: Device = None) -> dict[str, Tensor]:
+def as_batch(arrays: Mapping[str, NDArray[Any] | Tensor], device: Device = None) -> dict[str, Tensor]:
     """Rows of ``redraft.data`` as tensors: ids and segments long, valid bool."""
     kinds = {"ids": torch.long, "segments": torch.long, "valid": torch.bool}
     return {name: torch.as_tensor(array).to(device, kinds[name]) for name, array in arrays.items()}

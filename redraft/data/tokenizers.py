@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,15 @@ class Tokenizer:
                     raise unknown("unit of the toy language", unit, toy.UNITS)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``: masks shown as ``[MASK]``, ``[EOS]`` and padding at the end left out."""
+        """The text of ``ids``: masks shown as ``[MASK]``, documents ended by ``[EOS]`` apart by a blank line.
+
+        ``[EOS]`` at either end and padding at the end are left out.
+        """
         row = [int(i) for i in ids]
         while row and row[-1] == self.pad_id:
             row.pop()
-        text = self._backend.decode([i for i in row if i != self.eos_id], skip_special_tokens=False)
+        documents = [list(group) for end, group in groupby(row, lambda i: i == self.eos_id) if not end]
+        text = "\n\n".join(self._backend.decode(one, skip_special_tokens=False) for one in documents)
         return text if self.mask_token == MASK else text.replace(self.mask_token, MASK)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:

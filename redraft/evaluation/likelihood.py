@@ -13,7 +13,7 @@ from redraft.evaluation.estimators import ESTIMATORS, Score, choose, exact
 from redraft.objectives import as_batch
 from redraft.processes import Denoiser, Process
 from redraft.processes.time import stratified
-from redraft.randomness import Device, derive, row_generators
+from redraft.randomness import Device, derive, generator, row_generators
 
 _Z95 = 1.959964
 _ROWS_AT_ONCE = 32
@@ -111,6 +111,8 @@ def _row_sums(
     device: Device,
 ) -> tuple[Tensor, Tensor]:
     """Per row: nats of its valid tokens, averaged over draws, and how many those are; both (rows,) float64."""
+    # rows that follow one another in a text resemble one another: their noise levels must not
+    place = torch.randperm(len(chosen), generator=generator(seed)).tolist()
     total = torch.zeros(len(chosen), dtype=torch.float64)
     count = torch.zeros(len(chosen), dtype=torch.float64)
     for start in range(0, len(chosen), _ROWS_AT_ONCE):
@@ -121,7 +123,7 @@ def _row_sums(
         count[part] = valid.sum(1).double().cpu()
         for draw in range(draws):
             # row r's times lie 1/draws apart, and rows fill the gaps between
-            positions = [draw * len(chosen) + row for row in range(start, start + len(index))]
+            positions = [draw * len(chosen) + place[row] for row in range(start, start + len(index))]
             u = stratified((seed,), positions, draws * len(chosen))
             found = score(denoiser, process, batch, u, row_generators(derive(seed, draw), rows=index.tolist()))
             total[part] += (found.double() * valid).sum(1).cpu() / draws

@@ -62,12 +62,15 @@ class RedraftForMaskedLM(PreTrainedModel):
     def process(self) -> Process:
         return self.model.process
 
-    def forward(self, input_ids: Tensor, t: Tensor | None = None, **_unused: Any) -> MaskedLMOutput:
+    def forward(
+        self, input_ids: Tensor, t: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> MaskedLMOutput:
         if t is None:
             if self.model.time_conditioned:
                 raise ValueError("this model is conditioned on the time: pass t of shape (B,)")
             t = input_ids.new_ones(len(input_ids), dtype=torch.float64)
-        return MaskedLMOutput(logits=self.model(input_ids, t))
+        cond = None if attention_mask is None else {"segments": attention_mask.long()}  # padding is a segment apart
+        return MaskedLMOutput(logits=self.model(input_ids, t, cond))
 
 
 AutoConfig.register(MODEL_TYPE, RedraftConfig, exist_ok=True)

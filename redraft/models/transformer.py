@@ -1,8 +1,8 @@
 """Our denoiser: a transformer that reads a noisy canvas whole and names the clean token at every position.
 
 Shapes: B batch, L length, K clean tokens, V input states, D codebook width, E model width, H heads.
-Sinusoidal and rotary positions (Su et al. 2021), RMSNorm before each half of a block, QK-norm, SwiGLU, no biases, no dropout. With
-``time_conditioned`` each block is modulated by t as in DiT (Peebles & Xie 2023, adaLN-zero).
+Sinusoidal and rotary positions (Su et al. 2021), RMSNorm before each half of a block, QK-norm, SwiGLU, no dropout.
+With ``time_conditioned`` t shifts and scales each half's input (adaLN, Peebles & Xie 2023, without the gates).
 """
 
 import math
@@ -60,13 +60,16 @@ class TransformerConfig:
 class Transformer(nn.Module):
     """The denoiser ``(z, t, cond) -> log p`` over clean tokens, (B, L, K).
 
-    z: (B, L) ids, or (B, L, D) vectors for a Gaussian process. t: (B,), read only when ``time_conditioned`` (always for
-    Gaussian). cond: None or ``{"segments": (B, L)}``; attention stays within equal segments. ``where`` (B, L) bool asks
-    for those positions only and returns (n, K), in row-major order.
+    z: (B, L) ids, or (B, L, D) vectors for a Gaussian process, of which each is read as the mixture of token embeddings
+    that q(z_i | token) suggests: that likelihood is all z_i says about its token, and knows t. cond: None or
+    ``{"segments": (B, L)}``; attention stays within equal segments. ``where`` (B, L) bool asks for those positions only
+    and returns (n, K), in row-major order.
+
+    t: (B,), told to the blocks only when ``time_conditioned``. The exact denoiser needs it for uniform and hybrid
+    noise; among masks it is free of t, and vectors are read knowing t already.
 
     ``causal`` makes it the autoregressive baseline: it reads [MASK], z_1 .. z_{L-1}, so that position i's output
-    depends on z before i only. A masked process needs no ``time_conditioned``: its exact denoiser is free
-    of t.
+    depends on z before i only.
 
     Errors: ``ValueError`` for a causal model of anything but a masked process.
     """
@@ -81,14 +84,14 @@ class Transformer(nn.Module):
         if config.causal and facts["name"] != "masked":
             raise ValueError(f"causal=True with a {facts['name']} process: a left-to-right model needs a masked one")
         self.is_gaussian = facts["name"] == "gaussian"
-        self.time_conditioned = config.time_conditioned or self.is_gaussian
+        self.time_conditioned = config.time_conditioned
         if self.is_gaussian:
             codebook = torch.zeros(facts["K"], facts["D"]) if codebook is None else codebook
             self.register_buffer("codebook", codebook.clone())
-            self.embed = nn.Linear(facts["D"], sizes.width, bias=False)
+            states = facts["K"]
         else:
             states = getattr(processes.from_dict(facts), "V")  # noqa: B009
-            self.embed = nn.Embedding(states, sizes.width)
+        self.embed = nn.Embedding(states, sizes.width)
         if self.time_conditioned:
             self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, sizes.width), nn.SiLU())
         self.blocks = nn.ModuleList(Block(sizes, self.time_conditioned) for _ in range(config.depth))
@@ -135,13 +138,11 @@ class Transformer(nn.Module):
         if self.is_gaussian:
             process = self.process
             assert isinstance(process, Gaussian)
-            z = z.to(self.codebook)
-            bias = process.output_prior(z, t)
-            z = z * process.input_scale(t).to(z)
+            bias = process.output_prior(z.to(self.codebook), t)
         elif self.config.causal:
             start = torch.full_like(z[:, :1], self.config.process["mask_id"])
             z = torch.cat([start, z[:, :-1]], dim=1)
-        x = self.embed(z)
+        x = self.embed(z) if bias is None else torch.softmax(bias, dim=-1) @ self.embed.weight
         # rotary positions are relative only: without this, all positions of an all-mask canvas would look the same
         x = F.rms_norm(x + position_features(x.shape[1], x.shape[2], x.device).to(x), x.shape[-1:])
         code = self.time(time_features(t).to(x)) if self.time_conditioned else None
@@ -231,9 +232,10 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def time_features(t: Tensor) -> Tensor:
-    """Sines and cosines of t at 64 frequencies, geometric from 1 to 1000 radians; (B, 128) float64."""
-    frequency = torch.exp(
-        torch.linspace(0, math.log(1000.0), _TIME_FEATURES // 2, dtype=torch.float64, device=t.device)
-    )
+    """Sines and cosines of t at 64 frequencies, geometric from 1 to 30 radians; (B, 128) float64.
+
+    What a denoiser needs of t is smooth; higher frequencies would only be noise to unlearn.
+    """
+    frequency = torch.exp(torch.linspace(0, math.log(30.0), _TIME_FEATURES // 2, dtype=torch.float64, device=t.device))
     angle = t.double()[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)

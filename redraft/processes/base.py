@@ -69,7 +69,10 @@ class Process(Protocol):
         ...
 
     def nelbo(self, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """Continuous-time integrand of the NELBO, nats per token, (B, L); ``logp`` is the cavity posterior."""
+        """Continuous-time integrand of the NELBO, nats per token, (B, L).
+
+        ``logp`` is what the reverse kernel takes: the cavity posterior among tokens, the full one among vectors.
+        """
         ...
 
     def prior_kl(self, x0: Tensor) -> Tensor:

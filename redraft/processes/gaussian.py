@@ -124,9 +124,3 @@ class Gaussian:
         codebook = self.codebook.to(z)
         dot = (alpha / sigma**2)[..., None].to(z) * (z @ codebook.T)
         return dot - (alpha**2 / (2 * sigma**2))[..., None].to(z) * (codebook**2).sum(-1)
-
-    def input_scale(self, t: Tensor) -> Tensor:
-        """1 / sqrt(alpha^2 m + sigma^2), m the codebook's mean squared coordinate: z gets unit variance; (B, 1, 1)."""
-        alpha, sigma = self.scales(self.gamma(t)[0])
-        power = (self.codebook.double() ** 2).mean()
-        return torch.rsqrt(alpha**2 * power + sigma**2)[..., None]

@@ -140,6 +140,8 @@ class Config:
 
 
 _ADAPTER = TypeAdapter(Config)
+OPTIONAL = ("data.max_documents", "train.threads", "eval.rows")
+"""Fields that may be None, which a command line writes as ``none``."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
         node = tree
         for parent in parents:
             node = node[parent]
-        node[leaf] = None if value in ("none", "None") and node[leaf] is None else value
+        node[leaf] = None if value == "none" and name in OPTIONAL else value
     return from_dict(tree)
 
 

@@ -37,12 +37,8 @@ def gidd() -> Config:
 
 def gaussian() -> Config:
     """Gaussian noise on a fixed codebook, cross-entropy on the denoised token (CDCD's loss; VP, linear gamma)."""
-    return replace(
-        udlm(),
-        recipe="gaussian",
-        objective="cross_entropy",
-        process=ProcessConfig(name="gaussian", schedule="linear_gamma"),
-    )
+    noise = ProcessConfig(name="gaussian", schedule="linear_gamma", dim=64)
+    return replace(mdlm(), recipe="gaussian", objective="cross_entropy", process=noise)
 
 
 def autoregressive() -> Config:
@@ -79,12 +75,8 @@ def toy_hybrid() -> Config:
 
 def toy_gaussian() -> Config:
     """The toy language under Gaussian noise on 13 fixed vectors."""
-    return replace(
-        toy_uniform(),
-        recipe="toy_gaussian",
-        objective="cross_entropy",
-        process=ProcessConfig(name="gaussian", schedule="linear_gamma"),
-    )
+    noise = ProcessConfig(name="gaussian", schedule="linear_gamma", gamma_min=-2.0, gamma_max=4.0)
+    return replace(toy_masked(), recipe="toy_gaussian", objective="cross_entropy", process=noise)
 
 
 RECIPES: dict[str, Callable[[], Config]] = {

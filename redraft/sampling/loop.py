@@ -92,6 +92,9 @@ def sample(
     row. ``steps`` is 64 unless given; one per free position for an autoregressive denoiser, which must have as many.
     ``sampler``: a name or function of ``redraft.sampling.samplers`` (``ancestral`` unless given).
 
+    Frozen tokens never change. A masked denoiser conditions on them exactly; under uniform, hybrid and Gaussian noise
+    it is told one t for the whole row and reads them as noisy too: infilling is approximate there, whatever the steps.
+
     Row r draws from its own generator, seeded by ``seeds[r]``, or by (seed, r): no row depends on those beside it.
     A masked canvas without masks left ends the loop early, so ``nfe`` may be below ``steps``.
 

@@ -1,0 +1,89 @@
+"""redraft: diffusion language models, masked, uniform, hybrid and Gaussian, behind one small interface.
+
+Everything public is here and is imported when first used, so that ``import redraft`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from redraft import objectives, recipes, schedules
+    from redraft.data import Tokenizer, toy
+    from redraft.evaluation import Likelihood, distinct_n, likelihood, unigram_entropy
+    from redraft.lm import LM, Generation
+    from redraft.models import Transformer, TransformerConfig
+    from redraft.processes import Denoiser, Facts, Process, gaussian, hybrid, masked, uniform
+    from redraft.recipes import Config
+    from redraft.runs import Run, load, train
+    from redraft.sampling import Samples, Step, sample, samplers
+    from redraft.trace import Trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LM",
+    "Config",
+    "Denoiser",
+    "Facts",
+    "Generation",
+    "Likelihood",
+    "Process",
+    "Run",
+    "Samples",
+    "Step",
+    "Tokenizer",
+    "Trace",
+    "Transformer",
+    "TransformerConfig",
+    "__version__",
+    "distinct_n",
+    "gaussian",
+    "hybrid",
+    "likelihood",
+    "load",
+    "masked",
+    "objectives",
+    "recipes",
+    "sample",
+    "samplers",
+    "schedules",
+    "toy",
+    "train",
+    "uniform",
+    "unigram_entropy",
+]
+
+_MODULES = {
+    "objectives": "redraft.objectives",
+    "recipes": "redraft.recipes",
+    "samplers": "redraft.sampling.samplers",
+    "schedules": "redraft.schedules",
+    "toy": "redraft.data.toy",
+}
+_NAMES = {
+    "redraft.data": ("Tokenizer",),
+    "redraft.evaluation": ("Likelihood", "distinct_n", "likelihood", "unigram_entropy"),
+    "redraft.lm": ("LM", "Generation"),
+    "redraft.models": ("Transformer", "TransformerConfig"),
+    "redraft.processes": ("Denoiser", "Facts", "Process", "gaussian", "hybrid", "masked", "uniform"),
+    "redraft.recipes": ("Config",),
+    "redraft.runs": ("Run", "load", "train"),
+    "redraft.sampling": ("Samples", "Step", "sample"),
+    "redraft.trace": ("Trace",),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value: Any = import_module(_MODULES[name])
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,383 @@
+"""The command line: train, generate, infill, evaluate, list. Options have the names of the Python API.
+
+What a command measured or wrote goes to standard output, all else to standard error. A mistake of the user's is one
+line and exit code 2, an interrupt one line and 130; a traceback is a fault of ours. Nothing heavy is imported before a
+command needs it.
+"""
+
+import json
+import math
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from redraft import __version__
+from redraft.errors import unknown
+
+if TYPE_CHECKING:
+    from redraft.lm import LM, Generation
+    from redraft.sampling import Callback
+
+INTERRUPTED, MISTAKE = 130, 2
+# click's UsageError, which typer carries inside or imports, by its version
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_FIELDS, _ARGUMENTS = "redraft.fields", "redraft.arguments"
+
+
+class Commands(TyperGroup):
+    """The commands, with the one place where errors become exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            return _fail("stopped", INTERRUPTED)
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)
+        except _UsageError as error:
+            code = _fail(f"error: {error.format_message()}", MISTAKE)  # pyright: ignore[reportAttributeAccessIssue]
+        except BrokenPipeError:  # a reader such as `head` that has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        except OSError as error:
+            where = "" if error.filename is None else f"{error.filename}: "
+            code = _fail(f"error: {where}{error.strerror or error}", MISTAKE)
+        except ValueError as error:
+            code = _fail(f"error: {error}", MISTAKE)
+        if not standalone_mode:
+            return code
+        sys.exit(code)
+
+
+class TrainCommand(TyperCommand):
+    """Takes every dotted field of a recipe as an option, besides its own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = [name for parameter in self.get_params(ctx) for name in parameter.opts if name.startswith("-")]
+        ctx.meta[_ARGUMENTS] = list(args)
+        if not ctx.resilient_parsing:  # which is a shell asking for completions
+            args, ctx.meta[_FIELDS] = split_fields(args, own)
+        return super().parse_args(ctx, args)
+
+
+def split_fields(args: Sequence[str], own: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Take ``--train.lr 3e-4`` and ``--train.lr=3e-4`` out of ``args``: the rest, and {"train.lr": "3e-4"}.
+
+    Errors: ``ValueError`` for an option that is neither a field nor in ``own``, naming the nearest.
+    """
+    rest: list[str] = []
+    values: dict[str, str] = {}
+    remaining = iter(args)
+    for arg in remaining:
+        option, given, value = arg.partition("=")
+        if arg == "--":
+            return [*rest, arg, *remaining], values
+        if not arg.startswith("--") or option in own:
+            rest.append(arg)
+            continue
+        name = _field(option, own)
+        value = value if given else next(remaining, None)
+        if value is None:
+            raise ValueError(f"{option} needs a value: {option} VALUE")
+        values[name] = value
+    return rest, values
+
+
+def _field(option: str, own: Sequence[str]) -> str:
+    from redraft.recipes import Config, field_names
+
+    fields = [name for name in field_names(Config) if name != "recipe"]
+    name = option.removeprefix("--")
+    if name in fields:
+        return name
+    options = [*own, *(f"--{field}" for field in fields)]
+    near = [one for one in options if one.endswith(f".{name}")] or get_close_matches(option, options, n=1, cutoff=0.5)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown option {option!r};{hint} 'redraft list fields' shows every field of a recipe")
+
+
+def _recipes(incomplete: str) -> list[str]:
+    from redraft.recipes import RECIPES
+
+    return [name for name in RECIPES if name.startswith(incomplete)]
+
+
+def _kinds(incomplete: str) -> list[str]:
+    from redraft.listing import KINDS
+
+    return [name for name in KINDS if name.startswith(incomplete)]
+
+
+app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, help="Diffusion language models.")
+
+Model = Annotated[str, typer.Argument(help="A run's folder, a saved model, or a Hugging Face id.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps; the sampler's default unless given.")]
+Num = Annotated[int, typer.Option(help="Texts to draw.")]
+SamplerName = Annotated[str | None, typer.Option("--sampler", help="See: redraft list samplers.")]
+Temperature = Annotated[float, typer.Option(help="Below 1 sharpens; 0 takes the likeliest.")]
+Show = Annotated[bool, typer.Option("--trace", help="Show the draft of the first text step by step.")]
+Svg = Annotated[Path | None, typer.Option(help="Save the drafts of the first text as a picture.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; cpu unless given.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False):  # pyright: ignore[reportUnusedFunction]
+    if version:
+        typer.echo(f"redraft {__version__}")
+        raise typer.Exit()
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command(cls=TrainCommand, options_metavar="[OPTIONS] [--FIELD VALUE ...]")
+def train(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="See: redraft list recipes.", autocompletion=_recipes)],
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE unless given.")] = None,
+    data: Annotated[str | None, typer.Option(help="File, folder, corpus or Hub data set; field data.source.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the folder.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Field train.seed.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Train a model by a recipe. Any field of it is an option: --train.lr 3e-4 (see: redraft list fields)."""
+    values: dict[str, Any] = {**ctx.meta[_FIELDS], **({} if seed is None else {"train.seed": seed})}
+    from redraft.runs import train
+
+    run = train(recipe, data=data, out=out, resume=resume, overrides=values)
+    if os.environ.get("RANK", "0") == "0":
+        measured = None if run.likelihood is None else run.likelihood.to_dict()
+        if as_json:
+            _print_json({"out": str(run.out), "steps": run.step, "stopped": run.stopped, "likelihood": measured})
+        elif not run.stopped:
+            _print_rows([*_likelihood_rows(measured or {}), ("saved in", str(run.out))])
+        if run.stopped:
+            again = shlex.join([*(arg for arg in ctx.meta[_ARGUMENTS] if arg != "--resume"), "--resume"])
+            typer.echo(f"stopped at step {run.step}; continue with: redraft train {again}", err=True)
+    return INTERRUPTED if run.stopped else 0
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
+    length: Annotated[int | None, typer.Option(help="Tokens to write; to the end of the context unless given.")] = None,
+    steps: Steps = None,
+    num: Num = 1,
+    sampler: SamplerName = None,
+    temperature: Temperature = 1.0,
+    seed: Seed = 0,
+    device: Device = None,
+    show: Show = False,
+    svg: Svg = None,
+    as_json: Json = False,
+) -> None:
+    """Write text, from nothing or after a prompt."""
+    lm = _load(model, device)
+    options: dict[str, Any] = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "seed": seed}
+    given = [True] * len(lm.encode(prompt))
+
+    def draw(callback: "Callback | None") -> "Generation":
+        return lm.generate(prompt, length=length, callback=callback, **options)
+
+    _write(lm, draw, given, show, svg, as_json)
+
+
+@app.command()
+def infill(
+    model: Model,
+    text: Annotated[str, typer.Argument(help="[MASK] is one token to fill, [MASK:3] three.")],
+    steps: Steps = None,
+    num: Num = 1,
+    sampler: SamplerName = None,
+    temperature: Temperature = 1.0,
+    seed: Seed = 0,
+    device: Device = None,
+    show: Show = False,
+    svg: Svg = None,
+    as_json: Json = False,
+) -> None:
+    """Fill the gaps of a text, "The [MASK:3] of France"; a backslash before [MASK] makes it text."""
+    lm = _load(model, device)
+    options: dict[str, Any] = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "seed": seed}
+    given = [token is not None for token in lm.tokenizer.encode_template(text)]
+
+    def draw(callback: "Callback | None") -> "Generation":
+        return lm.infill(text, callback=callback, **options)
+
+    _write(lm, draw, given, show, svg, as_json)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[str, typer.Option(help="File, folder, corpus or Hub data set.")],
+    draws: Annotated[int, typer.Option(help="Draws of the noise for each row of text.")] = 4,
+    rows: Annotated[int | None, typer.Option(help="Rows to score, evenly spread; all unless given.")] = None,
+    seed: Seed = 0,
+    text_field: Annotated[str, typer.Option(help="Field of .jsonl and .parquet records that holds the text.")] = "text",
+    samples: Annotated[int, typer.Option(help="Also draw this many texts and measure how varied they are.")] = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how likely a text is under a model: a bound with its error bar (95%)."""
+    lm = _load(model, device)
+    result = lm.evaluate(data, draws=draws, rows=rows, seed=seed, text_field=text_field).to_dict()
+    table = _likelihood_rows(result)
+    if samples:
+        result["samples"] = _variety(lm, samples, seed)
+        table += [(name.replace("_", " "), f"{value:.4g}") for name, value in result["samples"].items()]
+    if as_json:
+        _print_json(result)
+    else:
+        _print_rows(table)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="recipes, fields, processes, schedules, ...", autocompletion=_kinds)],
+    as_json: Json = False,
+) -> None:
+    """Show what there is of a kind, such as recipes, samplers, or the fields of a recipe."""
+    from redraft import listing
+
+    if kind not in listing.KINDS:
+        raise unknown("kind", kind, listing.KINDS)
+    entries = listing.KINDS[kind]()
+    if as_json:
+        _print_json({kind: entries})
+    else:
+        listing.print_table(entries)
+
+
+def _load(model: str, device: str | None) -> "LM":
+    import torch
+
+    from redraft.runs import load
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} is not to be had ({str(error).splitlines()[0]}); leave it out") from None
+    return load(model, device)
+
+
+def _write(
+    lm: "LM",
+    draw: "Callable[[Callback | None], Generation]",
+    given: list[bool],
+    show: bool,
+    svg: Path | None,
+    as_json: bool,
+) -> None:
+    """Draw texts, show how if asked, and print them."""
+    from rich.console import Console
+
+    from redraft.trace import Trace, visible
+
+    if svg is not None and (svg.is_dir() or not svg.absolute().parent.is_dir()):
+        raise ValueError(f"--svg {str(svg)!r}: name a file in a folder that exists")
+    if show or svg:
+        with Trace(lm, Console(stderr=as_json) if show else None, given) as trace:
+            written = draw(trace)
+            trace.finish(written.tokens)
+        if svg:
+            trace.save_svg(svg, title="redraft " + " ".join(sys.argv[1:2]))
+    else:
+        written = draw(None)
+    if as_json:
+        _print_json(written.to_dict())
+        return
+    for i, (text, seed) in enumerate(zip(written.texts, written.samples.seeds, strict=True), 1):
+        if len(written.texts) > 1:
+            typer.echo(f"-- {i} of {len(written.texts)}, seed {seed}", err=True)
+        typer.echo(visible(text, keep="\n\t") if sys.stdout.isatty() else text)
+    variety = written.to_dict()
+    typer.echo(f"{variety['nfe']} denoiser calls, unigram entropy {variety['unigram_entropy']:.3f} nats", err=True)
+
+
+def _variety(lm: "LM", num: int, seed: int) -> dict[str, float]:
+    """How varied ``num`` samples of the model's context are, and for the toy language how many are sentences."""
+    from redraft.data import toy
+    from redraft.evaluation import distinct_n, unigram_entropy
+    from redraft.randomness import derive
+
+    if num < 1:
+        raise ValueError(f"samples={num}: draw at least one, or leave it out")
+    # rows do not depend on their neighbours: parts of 32 draw what one large batch would
+    parts = [
+        lm.generate(seeds=[derive(seed, row) for row in range(start, min(start + 32, num))])
+        for start in range(0, num, 32)
+    ]
+    rows: list[list[int]] = [row for part in parts for row in part.tokens.tolist()]
+    found: dict[str, float] = {
+        "samples": num,
+        "nfe": max(part.samples.nfe for part in parts),
+        "unigram_entropy": unigram_entropy(rows),
+        **{f"distinct_{n}": distinct_n(rows, n) for n in (1, 2, 3) if n <= lm.context},
+    }
+    if lm.tokenizer.kind == "toy":
+        found.update(toy.report(text for part in parts for text in part.texts))
+        del found["n"]  # the number of samples once more
+    return found
+
+
+def _likelihood_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if not found:
+        return []
+    bound = "upper bound" if found["is_bound"] else "exact"
+    rows = [("nats per token", f"{found['nats_per_token']:.4f} ± {found['nats_per_token_error']:.4f} ({bound})")]
+    if found["bits_per_char"] is not None:
+        rows.append(("bits per character", f"{found['bits_per_char']:.4f} ± {found['bits_per_char_error']:.4f}"))
+    estimator = f"{found['estimator']}; {found['draws']} draws of {found['rows']} rows of {found['context']} tokens"
+    return [*rows, ("perplexity", f"{found['perplexity']:.4g} per token"), ("estimator", estimator)]
+
+
+def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    for name, value in rows:
+        typer.echo(f"{name:<20}{value}")
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    """One line of JSON; numbers that JSON cannot write are null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: finite(one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [finite(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    typer.echo(json.dumps(finite(value)))
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(" ".join(message.split("\n")), err=True)
+    return code
+
+
+def _format_warning(message: Warning | str, *_where: object, **_line: object) -> str:
+    return f"warning: {message}\n"
+
+
+def main() -> None:
+    """The ``redraft`` command."""
+    warnings.formatwarning = _format_warning
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What ``redraft list`` shows: the names of each kind with the first line of their documentation."""
+
+import ast
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin
+
+Entry = dict[str, Any]
+
+
+def _described(named: Iterable[tuple[str, Any]]) -> list[Entry]:
+    return [{"name": name, "description": first_line(inspect.getdoc(thing) or "")} for name, thing in named]
+
+
+def first_line(documentation: str) -> str:
+    """The first line of a docstring, without its mark-up."""
+    return documentation.strip().partition("\n")[0].replace("``", "")
+
+
+def _recipes() -> list[Entry]:
+    from redraft.recipes import RECIPES
+
+    return _described(RECIPES.items())
+
+
+def _processes() -> list[Entry]:
+    from redraft import processes
+
+    return _described((name, getattr(processes, name)) for name in processes.NAMES)
+
+
+def _schedules() -> list[Entry]:
+    from redraft import schedules
+
+    # a schedule's formula is documented where it is computed, under its own name
+    named = [(name, vars(schedules)[f"_{name}"]) for name in schedules.NAMES]
+    return _described([*named, ("linear_gamma", schedules.GammaSchedule)])
+
+
+def _objectives() -> list[Entry]:
+    from redraft.objectives import OBJECTIVES
+
+    return _described((name, type(objective)) for name, objective in OBJECTIVES.items())
+
+
+def _samplers() -> list[Entry]:
+    from redraft.sampling import SAMPLERS
+
+    return _described(SAMPLERS.items())
+
+
+def _corpora() -> list[Entry]:
+    from redraft.data import CORPORA
+
+    return _described(CORPORA.items())
+
+
+TOKENIZERS = {
+    "bpe": "Byte pairs, learnt from the training text; data.vocab ids.",
+    "bytes": "UTF-8 bytes: 256 ids, for any text.",
+    "chars": "The characters of the corpus, for small alphabets.",
+    "toy": "The 13 units of the toy language.",
+    "FOLDER or OWNER/NAME": "A Hugging Face tokenizer.",
+}
+
+
+def _tokenizers() -> list[Entry]:
+    return [{"name": name, "description": description} for name, description in TOKENIZERS.items()]
+
+
+def _fields() -> list[Entry]:
+    from redraft.recipes import Config
+
+    return [entry for entry in _leaves(Config, "") if entry["name"] != "recipe"]
+
+
+def _leaves(cls: Any, prefix: str) -> list[Entry]:
+    """The leaf fields below a configuration class: dotted name, default, the choice if it is one, documentation."""
+    notes = _attribute_docs(cls)
+    leaves: list[Entry] = []
+    for field in fields(cls):
+        if is_dataclass(field.type):
+            leaves += _leaves(field.type, f"{prefix}{field.name}.")
+            continue
+        choice = " | ".join(get_args(field.type)) + ". " if get_origin(field.type) is Literal else ""
+        description = choice + first_line(notes.get(field.name, ""))
+        leaves.append(
+            {"name": prefix + field.name, "default": getattr(cls(), field.name), "description": description.strip()}
+        )
+    return leaves
+
+
+def _attribute_docs(cls: Any) -> dict[str, str]:
+    """The strings written under the fields of a class, which Python itself does not keep."""
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    notes: dict[str, str] = {}
+    for field, note in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(note, ast.Expr) and isinstance(note.value, ast.Constant):
+            notes[ast.unparse(field.target)] = str(note.value.value)
+    return notes
+
+
+KINDS: dict[str, Callable[[], list[Entry]]] = {
+    "recipes": _recipes,
+    "processes": _processes,
+    "schedules": _schedules,
+    "objectives": _objectives,
+    "samplers": _samplers,
+    "corpora": _corpora,
+    "tokenizers": _tokenizers,
+    "fields": _fields,
+}
+
+
+def print_table(entries: list[Entry]) -> None:
+    """Print a table of ``entries``, which share their keys."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE)
+    for key in entries[0]:
+        table.add_column(key, no_wrap=key == "name")
+    for entry in entries:
+        # Text, since a description may hold [brackets] that mark-up would eat
+        table.add_row(*(Text("none" if value is None else str(value)) for value in entry.values()))
+    Console().print(table)

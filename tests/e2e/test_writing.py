@@ -1,0 +1,157 @@
+"""``redraft generate`` and ``redraft infill``, as a user runs them."""
+
+import json
+import os
+import signal
+from xml.etree import ElementTree
+
+import pytest
+
+import redraft
+from redraft.trace import Trace
+
+PROCESSES = ["masked", "uniform", "hybrid", "gaussian"]
+
+
+def test_generate_prints_what_the_api_writes(run, models):
+    done = run("generate", models(), "--steps", 4, "--seed", 3)
+    assert done.exit_code == 0
+    assert done.stdout == redraft.load(models()).generate(steps=4, seed=3).text + "\n"
+    assert "denoiser calls" in done.stderr
+
+
+def test_generate_several(run, models):
+    done = run("generate", models(), "--num", 3, "--steps", 4)
+    assert len(done.stdout.splitlines()) == 3
+    assert "-- 3 of 3, seed " in done.stderr
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_json_is_one_object_and_nothing_else(name, run, models):
+    done = run("generate", models(name), "--num", 2, "--steps", 4, "--json", "--trace")
+    assert done.exit_code == 0
+    assert done.stdout.count("\n") == 1
+    found = json.loads(done.stdout)
+    assert [set(sample) for sample in found["samples"]] == [{"text", "seed"}] * 2
+    assert 1 <= found["nfe"] <= 5
+    assert found["unigram_entropy"] >= 0
+    assert "step 1/4  t=0.75" in done.stderr
+
+
+def test_a_seed_decides_the_text(run, models):
+    def text(seed):
+        return run("generate", models("uniform", "bytes"), "--steps", 4, "--seed", seed, "--json").stdout
+
+    assert text(1) == text(1)
+    assert text(1) != text(2)
+
+
+def test_a_prompt_stays_and_brackets_are_text(run, models):
+    prompt = "[b]sea[/b] [MASK] é"
+    done = run("generate", models("masked", "bytes"), "--prompt", prompt, "--steps", 2, "--json")
+    assert json.loads(done.stdout)["samples"][0]["text"].startswith(prompt)
+    done = run("generate", models("masked", "bytes"), "--prompt", "[b]sea[/b]", "--steps", 2, "--trace", "--length", 4)
+    assert done.stdout.count("[b]sea[/b]") == 3, "two steps and the text"
+
+
+def test_greedy_and_samplers(run, models):
+    for sampler in ("ancestral", "confidence", "left_to_right"):
+        args = ["generate", models(), "--sampler", sampler, "--temperature", 0, "--steps", 6, "--length", 6, "--json"]
+        assert run(*args).exit_code == 0
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_infill_keeps_the_rest(name, run, models):
+    done = run("infill", models(name, "bytes"), "a[red][MASK:3]z", "--num", 2, "--steps", 3, "--json")
+    texts = [sample["text"] for sample in json.loads(done.stdout)["samples"]]
+    assert len(texts) == 2
+    assert all(text.startswith("a[red]") and text.endswith("z") for text in texts)
+
+
+def test_infill_takes_a_written_mask_as_text(run, models):
+    done = run("infill", models("masked", "bytes"), r"\[MASK] [MASK]", "--steps", 1)
+    assert done.stdout.startswith("[MASK] ")
+
+
+def test_trace_shows_every_step_before_the_text(run, models):
+    done = run("infill", models(), "our [MASK] is [MASK] dog", "--steps", 5, "--trace")
+    *steps, text = done.stdout.splitlines()
+    assert [line.split()[1] for line in steps] == [f"{i}/5" for i in range(1, len(steps) + 1)]
+    assert all("our" in line and "is" in line for line in steps)
+    assert text.startswith("our ")
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_svg(name, run, models, tmp_path):
+    done = run("generate", models(name), "--steps", 3, "--svg", "draft.svg")
+    assert done.exit_code == 0
+    assert "step 1/3" not in done.output, "a picture was asked for, not a trace"
+    assert ElementTree.parse(tmp_path / "draft.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--sampler", "ancestrl"], ["'ancestrl'", "'ancestral'"]),
+        (["--steps", "0"], ["steps=0"]),
+        (["--steps", "many"], ["--steps"]),
+        (["--num", "0"], ["num=0"]),
+        (["--length", "7"], ["7", "6 positions"]),
+        (["--length", "0"], ["0 to write"]),
+        (["--temperature", "-1"], ["temperature=-1"]),
+        (["--prompt", "our cta"], ["'cta'", "'cat'"]),
+        (["--prompt", "we we we we we we"], ["6 tokens"]),
+        (["--svg", "nowhere/x.svg"], ["nowhere/x.svg"]),
+        (["--svg", "."], ["'.'"]),
+        (["--device", "gpu"], ["'gpu'"]),
+        (["--tempreture", "1"], ["--tempreture", "--temperature"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_generate_refuses(options, words, refused, models):
+    refused("generate", models(), *options, words=tuple(words))
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("our cat", "no [MASK]"), ("[MASK:0]", "[MASK:0]"), ("[MASK:x]", "[MASK:x]"), ("[MASK:7]", "7 units")],
+)
+def test_infill_refuses(text, word, refused, models):
+    refused("infill", models(), text, words=(word,))
+
+
+def test_confidence_needs_masks(refused, models):
+    refused("generate", models("uniform"), "--sampler", "confidence", words=("uniform", "'ancestral'"))
+
+
+def test_an_interrupt_is_a_clean_stop(run, models, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trace, "__call__", interrupt)
+    done = run("generate", models(), "--trace")
+    assert (done.exit_code, done.stdout, done.stderr) == (130, "", "stopped\n")
+
+
+def test_a_real_interrupt(spawn, models):
+    with spawn("generate", models("uniform", "bytes"), "--steps", 1_000_000, "--trace") as process:
+        assert process.stdout.readline().startswith("step 1/1000000")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "stopped\n")
+
+
+def test_a_reader_that_leaves_is_no_error(spawn, models):
+    with spawn("generate", models("uniform", "bytes"), "--steps", 3000, "--trace") as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=60) == 1
+
+
+def test_a_narrow_encoding_is_no_error(spawn, models):
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with spawn("infill", models("masked", "bytes"), "é[MASK]", "--steps", 1, "--trace", env=env) as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out.startswith("step 1/1  t=0.00")
