@@ -37,4 +37,4 @@ check: $(INSTALLED)
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs/demo

@@ -46,6 +46,7 @@ def main() -> None:
         "machine": machine(),
         "command": " ".join(["python", *sys.argv]),
     }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 

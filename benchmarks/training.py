@@ -28,10 +28,11 @@ from redraft.data import load_data
 from redraft.models import Transformer
 from redraft.objectives import as_batch
 from redraft.processes import Process
+from redraft.processes.base import log_prob_of
 from redraft.recipes import Config
 from redraft.training import Hooks, World, fit, optim
 from redraft.training.interrupts import Stop
-from redraft.training.loop import Run
+from redraft.training.loop import State
 from redraft.training.progress import Report
 
 
@@ -54,6 +55,7 @@ def main() -> None:
         "machine": runs.machine(),
         "command": " ".join(["python", *sys.argv]),
     }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 
@@ -85,7 +87,8 @@ def utilisation(options: argparse.Namespace) -> dict[str, Any]:
         fit(config, model, process, objectives.get(config.objective), corpus.train, hooks, Path(folder) / "run")
     rounds = [(after - before) / options.steps for before, after in pairwise(times)]
     flops = step_flops(model, options.batch, options.length)
-    peak = matmul_rate(4096 if torch.cuda.is_available() else 1024, dtype=getattr(torch, options.precision))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    peak = matmul_rate(device, 4096 if device.type == "cuda" else 1024, getattr(torch, options.precision))
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "batch": options.batch,
@@ -119,7 +122,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         bare_seconds.append(taken["b"][1] / options.steps)
     parameters = sum(p.numel() for p in model.parameters())
     flops = step_flops(model, options.batch, options.length)
-    peak = matmul_rate()
+    peak = matmul_rate(torch.device("cpu"))
     return {
         "parameters": parameters,
         "batch": options.batch,
@@ -144,14 +147,14 @@ class Bare:
         self.objective = objectives.get(config.objective)
         self.optimizers = optim.build(model, config.train)
         self.u = (torch.arange(len(self.batch["ids"])) + 0.5) / len(self.batch["ids"])
-        self.draw = objectives.corrupt(process, self.batch, self.u, torch.Generator().manual_seed(0))
+        self.z, self.t, _ = objectives.corrupt(process, self.batch["ids"], self.u, torch.Generator().manual_seed(0))
 
     def steps(self, number: int) -> None:
         for _ in range(number):
-            where = self.draw.z == self.process.mask_id
-            logp = self.model(self.draw.z, self.draw.t, None, where)
-            losses = -objectives.chosen(logp, self.batch["ids"][where])
-            weight = (1 / self.draw.t)[:, None].expand(where.shape)[where]
+            where = self.z == self.process.mask_id
+            logp = self.model(self.z, self.t, None, where)
+            losses = -log_prob_of(self.batch["ids"][where], logp)
+            weight = (1 / self.t)[:, None].expand(where.shape)[where]
             (weight * losses).sum().div(where.numel()).backward()
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -166,7 +169,7 @@ class Whole:
         self.folder = tempfile.TemporaryDirectory()
         objective = objectives.get(config.objective)
         self.world = World(rank=0, size=1, device=torch.device("cpu"), grouped=False)
-        self.run = Run(config, model, process, objective, rows, Path(self.folder.name), self.world)
+        self.run = State(config, model, process, objective, rows, Path(self.folder.name), self.world)
         self.report = Report(Path(self.folder.name), 10**6, 0, "none", {}, main=True)
         self.stop = Stop()
 
@@ -194,17 +197,16 @@ def step_flops(model: Transformer, batch: int, length: int) -> float:
     return batch * length * (6 * (inner + head) + attention)
 
 
-def matmul_rate(size: int = 1024, repeats: int = 20, dtype: torch.dtype = torch.float32) -> float:
+def matmul_rate(device: torch.device, size: int = 1024, dtype: torch.dtype = torch.float32) -> float:
     """The device's best rate over square matrix products, FLOP/s."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
     def product() -> None:
         torch.mm(a, b)
-        if device == "cuda":
+        if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return 2 * size**3 / min(timed(product)[1] for _ in range(repeats))
+    return 2 * size**3 / min(timed(product)[1] for _ in range(20))
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -40,7 +40,7 @@ def main() -> None:
     )
     print(f"gzip -9          {compressed:.3f} bits/char of the same text\n")
 
-    trace = Trace(run.lm, given=len(run.lm.encode(PROMPTS[0])))
+    trace = Trace(run.lm)
     continued = [run.lm.generate(prompt, length=48, steps=48, seed=0) for prompt in PROMPTS]
     filled = run.lm.infill(TEMPLATE, num=3, steps=16, sampler="confidence", seed=0)
     run.lm.generate(PROMPTS[0], length=48, steps=24, seed=1, callback=trace)

@@ -152,7 +152,9 @@ def train(
     as_json: Json = False,
 ) -> int:
     """Train a model by a recipe. Any field of it is an option: --train.lr 3e-4 (see: redraft list fields)."""
-    values: dict[str, Any] = {**ctx.meta[_FIELDS], **({} if seed is None else {"train.seed": seed})}
+    values: dict[str, Any] = dict(ctx.meta[_FIELDS])
+    if seed is not None and values.setdefault("train.seed", seed) != seed:
+        raise ValueError(f"--seed {seed} and --train.seed {values['train.seed']} are the same field: pass one")
     from redraft.runs import train
 
     run = train(recipe, data=data, out=out, resume=resume, overrides=values)
@@ -186,12 +188,11 @@ def generate(
     """Write text, from nothing or after a prompt."""
     lm = _load(model, device)
     options: dict[str, Any] = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "seed": seed}
-    given = [True] * len(lm.encode(prompt))
 
     def draw(callback: "Callback | None") -> "Generation":
         return lm.generate(prompt, length=length, callback=callback, **options)
 
-    _write(lm, draw, given, show, svg, as_json)
+    _write(lm, draw, show, svg, as_json)
 
 
 @app.command()
@@ -211,12 +212,11 @@ def infill(
     """Fill the gaps of a text, "The [MASK:3] of France"; a backslash before [MASK] makes it text."""
     lm = _load(model, device)
     options: dict[str, Any] = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "seed": seed}
-    given = [token is not None for token in lm.tokenizer.encode_template(text)]
 
     def draw(callback: "Callback | None") -> "Generation":
         return lm.infill(text, callback=callback, **options)
 
-    _write(lm, draw, given, show, svg, as_json)
+    _write(lm, draw, show, svg, as_json)
 
 
 @app.command()
@@ -269,14 +269,14 @@ def _load(model: str, device: str | None) -> "LM":
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} is not to be had ({str(error).splitlines()[0]}); leave it out") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"device {device!r} is not to be had ({reason}); leave it out") from None
     return load(model, device)
 
 
 def _write(
     lm: "LM",
     draw: "Callable[[Callback | None], Generation]",
-    given: list[bool],
     show: bool,
     svg: Path | None,
     as_json: bool,
@@ -289,7 +289,7 @@ def _write(
     if svg is not None and (svg.is_dir() or not svg.absolute().parent.is_dir()):
         raise ValueError(f"--svg {str(svg)!r}: name a file in a folder that exists")
     if show or svg:
-        with Trace(lm, Console(stderr=as_json) if show else None, given) as trace:
+        with Trace(lm, Console(stderr=as_json) if show else None) as trace:
             written = draw(trace)
             trace.finish(written.tokens)
         if svg:
@@ -310,26 +310,12 @@ def _write(
 def _variety(lm: "LM", num: int, seed: int) -> dict[str, float]:
     """How varied ``num`` samples of the model's context are, and for the toy language how many are sentences."""
     from redraft.data import toy
-    from redraft.evaluation import distinct_n, unigram_entropy
-    from redraft.randomness import derive
+    from redraft.evaluation import variety
 
-    if num < 1:
-        raise ValueError(f"samples={num}: draw at least one, or leave it out")
-    # rows do not depend on their neighbours: parts of 32 draw what one large batch would
-    parts = [
-        lm.generate(seeds=[derive(seed, row) for row in range(start, min(start + 32, num))])
-        for start in range(0, num, 32)
-    ]
-    rows: list[list[int]] = [row for part in parts for row in part.tokens.tolist()]
-    found: dict[str, float] = {
-        "samples": num,
-        "nfe": max(part.samples.nfe for part in parts),
-        "unigram_entropy": unigram_entropy(rows),
-        **{f"distinct_{n}": distinct_n(rows, n) for n in (1, 2, 3) if n <= lm.context},
-    }
+    written = lm.generate(num=num, seed=seed)
+    found = {"samples": num, "nfe": written.samples.nfe, **variety(written.tokens.tolist())}
     if lm.tokenizer.kind == "toy":
-        found.update(toy.report(text for part in parts for text in part.texts))
-        del found["n"]  # the number of samples once more
+        found |= {name: value for name, value in toy.report(written.texts).items() if name != "n"}
     return found
 
 

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from redraft.data import Tokenizer, load_text
-from redraft.evaluation import Likelihood, distinct_n, likelihood, unigram_entropy
+from redraft.evaluation import Likelihood, likelihood, variety
 from redraft.models import Transformer, folder
 from redraft.processes import Process
-from redraft.randomness import Device
+from redraft.randomness import Device, derive
 from redraft.sampling import Callback, Sampler, Samples, sample
+
+_POSITIONS_AT_ONCE = 4096
+"""Rows times length drawn together; rows do not depend on their neighbours, so it changes no text."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,13 @@ class Generation:
         return self.samples.tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """``samples`` with text and seed; ``nfe``, the denoiser calls; and how varied the rows are (nats, shares)."""
-        rows = self.tokens.tolist()
+        """``samples`` with text and seed; ``nfe`` and ``positions``, what they cost; and how varied the rows are."""
+        pairs = zip(self.texts, self.samples.seeds, strict=True)
         return {
-            "samples": [
-                {"text": text, "seed": seed} for text, seed in zip(self.texts, self.samples.seeds, strict=True)
-            ],
+            "samples": [{"text": text, "seed": seed} for text, seed in pairs],
             "nfe": self.samples.nfe,
-            "query_positions": self.samples.positions,
-            "unigram_entropy": unigram_entropy(rows),
-            "distinct_2": distinct_n(rows, 2) if len(rows[0]) > 1 else None,
+            "positions": self.samples.positions,
+            **variety(self.tokens.tolist()),
         }
 
 
@@ -106,21 +106,7 @@ class LM:
                 f"a prompt of {len(ids)} tokens and {length} to write do not fit the {self.context} positions trained "
                 f"on: pass length from 1 to {self.context - len(ids)}, or a shorter prompt"
             )
-        drawn = sample(
-            self.process,
-            self.denoiser,
-            prompt=ids,
-            length=length,
-            num=num,
-            steps=steps,
-            sampler=sampler,
-            temperature=temperature,
-            seed=seed,
-            seeds=seeds,
-            callback=callback,
-            device=self.device,
-        )
-        return self._texts(drawn)
+        return self._write([*ids, *[None] * length], num, seed, seeds, callback, steps, sampler, temperature)
 
     def infill(
         self,
@@ -141,21 +127,42 @@ class LM:
         row = self.tokenizer.encode_template(text)
         if len(row) > self.context:
             raise ValueError(f"the text has {len(row)} tokens, the model was trained on {self.context}: shorten it")
-        drawn = sample(
-            self.process,
-            self.denoiser,
-            canvas=torch.tensor([0 if token is None else token for token in row]),
-            frozen=torch.tensor([token is not None for token in row]),
-            num=num if seeds is None else len(seeds),
-            steps=steps,
-            sampler=sampler,
-            temperature=temperature,
-            seed=seed,
-            seeds=seeds,
-            callback=callback,
-            device=self.device,
-        )
-        return self._texts(drawn)
+        return self._write(row, num, seed, seeds, callback, steps, sampler, temperature)
+
+    def _write(
+        self,
+        row: Sequence[int | None],
+        num: int,
+        seed: int,
+        seeds: Sequence[int] | None,
+        callback: Callback | None,
+        steps: int | None,
+        sampler: str | Sampler | None,
+        temperature: float,
+    ) -> Generation:
+        """Draw texts of one canvas, None where it is free, so many rows at a time that memory stays bounded."""
+        if num < 1:
+            raise ValueError(f"num={num}: draw at least one row")
+        seeds = [derive(seed, i) for i in range(num)] if seeds is None else seeds
+        at_once = max(1, _POSITIONS_AT_ONCE // len(row))
+        parts = [
+            sample(
+                self.process,
+                self.denoiser,
+                canvas=torch.tensor([0 if token is None else token for token in row]),
+                frozen=torch.tensor([token is not None for token in row]),
+                seeds=seeds[start : start + at_once],
+                steps=steps,
+                sampler=sampler,
+                temperature=temperature,
+                callback=callback,
+                device=self.device,
+            )
+            for start in range(0, len(seeds), at_once)
+        ]
+        tokens = torch.cat([part.tokens for part in parts])
+        nfe, positions = max(part.nfe for part in parts), sum(part.positions for part in parts)
+        return Generation([self.decode(one) for one in tokens], Samples(tokens, nfe, positions, list(seeds)))
 
     def evaluate(
         self, source: str | Path, *, draws: int = 4, rows: int | None = None, seed: int = 0, text_field: str = "text"
@@ -167,6 +174,3 @@ class LM:
     def save(self, path: str | Path) -> None:
         """Store the model as a folder that ``LM.load`` and ``transformers`` read."""
         folder.save(path, self.denoiser.config, self.denoiser.state_dict(), self.tokenizer, self.about)
-
-    def _texts(self, drawn: Samples) -> Generation:
-        return Generation([self.decode(row) for row in drawn.tokens], drawn)

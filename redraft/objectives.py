@@ -1,7 +1,8 @@
 """Training objectives: (denoiser, process, batch, u, generator) -> loss per token, and the bound it reports.
 
-The loss is what gradients come from; the bound is the NELBO of the same draw, in nats per token, and is None where the
-draw does not give one. A reweighted loss is not a likelihood, so the two are kept apart.
+The loss is what gradients come from; the bound is the NELBO of the same draw, in nats per token. A reweighted loss is
+not a likelihood, so the two are kept apart: those of ``nelbo`` and ``autoregressive`` are one, that of
+``cross_entropy`` is not.
 """
 
 from collections.abc import Mapping
@@ -13,176 +14,71 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redraft.errors import unknown
-from redraft.processes import Categorical, Denoiser, Process
-from redraft.processes.base import per_position
-from redraft.processes.time import T_EDGE
+from redraft.processes import Denoiser, Facts, Process, absorbing
+from redraft.processes.base import log_prob_of, per_position
 from redraft.randomness import Device, Generators
 
 Batch = Mapping[str, Tensor]
 """``ids`` (B, L) clean tokens; optional ``segments`` (B, L), ``valid`` (B, L) bool: the tokens that count."""
 
 
-def as_batch(arrays: Mapping[str, NDArray[Any] | Tensor], device: Device = None) -> dict[str, Tensor]:
-    """Rows of ``redraft.data`` as tensors: ids and segments long, valid bool."""
-    kinds = {"ids": torch.long, "segments": torch.long, "valid": torch.bool}
-    return {name: torch.as_tensor(array).to(device, kinds[name]) for name, array in arrays.items()}
-
-
-RECONSTRUCTION_SHARE = 0.125
-"""Share of a batch spent on the bound's t = 0 term by processes that have one (PLAID evaluates with 1/8)."""
-
-
 @dataclass(frozen=True)
 class Loss:
-    """``value`` (B, L) is averaged over valid tokens and minimised; ``bound`` (B, L) has a mean >= -log p, or is
-    None."""
+    """``value`` (B, L), averaged over valid tokens, is minimised; ``bound`` (B, L), detached, has a mean >= -log p."""
 
     value: Tensor
-    bound: Tensor | None
+    bound: Tensor
 
 
 class Objective(Protocol):
-    """``is_bound`` says whether the training value itself is a likelihood bound."""
-
-    is_bound: bool
+    """``u`` (B,) in [0, 1) decides the noise levels, ``generator`` (one per row) the noise."""
 
     def __call__(
         self, denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators = None
-    ) -> Loss:
-        """``u`` (B,) in [0, 1) decides the times, ``generator`` the noise (one per row)."""
-        ...
+    ) -> Loss: ...
 
 
-@dataclass(frozen=True)
-class Draw:
-    """One corruption of a batch. ``weight`` (B, 1) turns per-term means into the bound; ``ends`` (B, 1) marks t = 0."""
-
-    z: Tensor
-    t: Tensor
-    ends: Tensor
-    weight: Tensor
-
-    @classmethod
-    def at(cls, z: Tensor, t: Tensor) -> "Draw":
-        """A canvas noised by other means, at t inside (0, 1)."""
-        return cls(z, t, torch.zeros_like(t, dtype=torch.bool)[:, None], torch.ones_like(t)[:, None])
-
-
-def corrupt(process: Process, batch: Batch, u: Tensor, generator: Generators) -> Draw:
-    """Turn u ~ U(0, 1) into times and draw z.
-
-    Processes with a t = 0 term put an atom of ``RECONSTRUCTION_SHARE`` there, and both terms are divided by their
-    probability: one stratified draw serves the whole bound, unbiased.
-    """
-    ids = batch["ids"]
-    u = u.double().to(ids.device)
-    share = RECONSTRUCTION_SHARE if process.reconstructs else 0.0
-    ends = u < share
-    t = torch.where(ends, 0.0, (u - share) / (1 - share))
-    t = t if process.reconstructs else t.clamp(T_EDGE, 1 - T_EDGE)
-    weight = torch.where(ends, 1 / max(share, T_EDGE), 1 / (1 - share))
-    return Draw(process.corrupt(ids, t, generator), t, per_position(ends), per_position(weight))
-
-
-def bound(process: Process, logp: Tensor, x0: Tensor, draw: Draw) -> Tensor:
-    """The draw's NELBO, nats per token, (B, L): its mean over draws bounds -log p(x0)."""
-    terms = process.nelbo(logp, x0, draw.z, draw.t)
-    if process.reconstructs:
-        terms = torch.where(draw.ends, -chosen(logp, x0), terms) * draw.weight.to(terms)
-        terms = terms + process.prior_kl(x0).to(terms)
-    return terms
-
-
-def chosen(logp: Tensor, ids: Tensor) -> Tensor:
-    """log p of the given ids: (B, L, K), (B, L) -> (B, L)."""
-    return logp.gather(-1, ids[..., None]).squeeze(-1)
-
-
-def log_probs(denoiser: Denoiser, batch: Batch, draw: Draw, where: Tensor | None = None) -> Tensor:
-    """The denoiser's log p on a draw. ``where`` asks for some positions, (n, K); the rest need no output layer."""
-    cond = {"segments": batch["segments"]} if "segments" in batch else None
-    if where is None:
-        return denoiser(draw.z, draw.t, cond)
-    if denoiser.facts.selective:
-        return denoiser(draw.z, draw.t, cond, where=where)  # pyright: ignore[reportCallIssue]
-    return denoiser(draw.z, draw.t, cond)[where]
-
-
-def _masked_cross_entropy(denoiser: Denoiser, process: Process, batch: Batch, draw: Draw) -> Tensor:
-    """-log p(x0) at masked positions and 0 elsewhere, (B, L); the output layer runs on masked positions only."""
-    where = draw.z == process.mask_id
-    logp = log_probs(denoiser, batch, draw, where)
-    losses = -chosen(logp, batch["ids"][where])
-    return torch.zeros(where.shape, dtype=losses.dtype, device=losses.device).masked_scatter(where, losses)
-
-
-def is_masked(process: Process) -> bool:
-    """Whether the process is pure masking, where every loss is a weighted cross-entropy of the masked positions."""
-    return isinstance(process, Categorical) and not process.has_uniform
-
-
-class Nelbo:
+def nelbo(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators = None) -> Loss:
     """The negative evidence lower bound itself, for every process (see ``Process.nelbo``); nats per token."""
-
-    is_bound = True
-
-    def __call__(
-        self, denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators = None
-    ) -> Loss:
-        draw = corrupt(process, batch, u, generator)
-        if isinstance(process, Categorical) and is_masked(process):
-            value = process.mask_weight(draw.t) * _masked_cross_entropy(denoiser, process, batch, draw)
-        else:
-            value = bound(process, log_probs(denoiser, batch, draw), batch["ids"], draw)
-        return Loss(value, value.detach())
+    z, t, weight = corrupt(process, batch["ids"], u, generator)
+    if absorbing(process):
+        losses = masked_cross_entropy(denoiser, batch, z, t, z == process.mask_id)
+        value = weight * process.mask_weight(t) * losses
+    else:
+        value = bound(process, log_probs(denoiser, process, batch, z, t), batch["ids"], z, t, weight)
+    return Loss(value, value.detach())
 
 
-class CrossEntropy:
+def cross_entropy(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators = None) -> Loss:
     """-log p(x0 | z) with weight 1 at every noised position: MaskGIT's loss on masks, CDCD's on embeddings.
 
     It teaches the full posterior, so for uniform and hybrid noise it acts on ``to_full`` of the cavity output; fed to
     the raw output it would pull the reverse kernel to another law. Not a bound, but the draw's NELBO is reported.
     """
-
-    is_bound = False
-
-    def __call__(
-        self, denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators = None
-    ) -> Loss:
-        draw = corrupt(process, batch, u, generator)
-        if isinstance(process, Categorical) and is_masked(process):
-            value = _masked_cross_entropy(denoiser, process, batch, draw)
-            return Loss(value, value.detach() * process.mask_weight(draw.t).to(value))
-        logp = log_probs(denoiser, batch, draw)
-        with torch.no_grad():
-            reported = bound(process, logp, batch["ids"], draw)
-        full = process.to_full(logp, draw.z, draw.t) if isinstance(process, Categorical) else logp
-        return Loss(-chosen(full, batch["ids"]), reported)
+    z, t, weight = corrupt(process, batch["ids"], u, generator)
+    if absorbing(process):
+        value = masked_cross_entropy(denoiser, batch, z, t, z == process.mask_id)
+        return Loss(value, value.detach() * weight * process.mask_weight(t))
+    logp = log_probs(denoiser, process, batch, z, t)
+    value = -log_prob_of(batch["ids"], process.to_full(logp, z, t))
+    return Loss(value, bound(process, logp.detach(), batch["ids"], z, t, weight))
 
 
-class Autoregressive:
-    """-log p(x_i | x_<i): the baseline's exact likelihood, one forward; ignores process, u and generator.
+def autoregressive(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators = None) -> Loss:
+    """-log p(x_i | x_<i): the baseline's exact likelihood, one forward; draws nothing, so u and generator are idle.
 
     Errors: ``ValueError`` for a denoiser that is not causal.
     """
-
-    is_bound = True
-
-    def __call__(
-        self, denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators = None
-    ) -> Loss:
-        if denoiser.facts.attention != "causal":
-            raise ValueError("objective 'autoregressive' needs a causal denoiser: set model.causal=True")
-        ids = batch["ids"]
-        cond = {"segments": batch["segments"]} if "segments" in batch else None
-        value = -chosen(denoiser(ids, u, cond), ids)
-        return Loss(value, value.detach())
+    if denoiser.facts.attention != "causal":
+        raise ValueError("objective 'autoregressive' needs a causal denoiser: set model.causal=True")
+    value = -log_prob_of(batch["ids"], denoiser(batch["ids"], u, condition(batch)))
+    return Loss(value, value.detach())
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "nelbo": Nelbo(),
-    "cross_entropy": CrossEntropy(),
-    "autoregressive": Autoregressive(),
+    "nelbo": nelbo,
+    "cross_entropy": cross_entropy,
+    "autoregressive": autoregressive,
 }
 
 
@@ -193,12 +89,61 @@ def get(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
-def check(objective: str, process: Any, facts: Any) -> None:
+def check(objective: str, process: Process, facts: Facts) -> None:
     """Refuse, before any step, combinations that cannot train: ``ValueError``."""
     if (objective == "autoregressive") != (facts.attention == "causal"):
         raise ValueError(
             f"objective {objective!r} with {facts.attention} attention: "
             "'autoregressive' and model.causal=True go together, and only together"
         )
-    if process.name in ("uniform", "hybrid") and not facts.time_conditioned:
+    if not (absorbing(process) or process.vectors or facts.time_conditioned):
         raise ValueError(f"a {process.name} process needs the time: set model.time_conditioned=True")
+
+
+# ------------------------------------------------------------------------------------------------------------ parts
+
+
+def as_batch(arrays: Mapping[str, NDArray[Any] | Tensor], device: Device = None) -> dict[str, Tensor]:
+    """Rows of ``redraft.data`` as tensors: ids and segments long, valid bool."""
+    kinds = {"ids": torch.long, "segments": torch.long, "valid": torch.bool}
+    return {name: torch.as_tensor(array).to(device, kinds[name]) for name, array in arrays.items()}
+
+
+def valid(batch: Batch) -> Tensor:
+    """(B, L) bool, the tokens that count: all, unless the batch says otherwise."""
+    return batch["valid"] if "valid" in batch else torch.ones_like(batch["ids"], dtype=torch.bool)
+
+
+def corrupt(process: Process, x0: Tensor, u: Tensor, generator: Generators) -> tuple[Tensor, Tensor, Tensor]:
+    """The times t (B,) that u ~ U(0, 1) stands for, z drawn there, and what that draw weighs in the bound, (B, 1)."""
+    t, weight = process.times(u.to(x0.device))
+    return process.corrupt(x0, t, generator), t, per_position(weight)
+
+
+def bound(process: Process, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor, weight: Tensor) -> Tensor:
+    """The NELBO of one draw of ``corrupt``, nats per token, (B, L): its mean over draws bounds -log p(x0)."""
+    terms = process.nelbo(logp, x0, z, t)
+    if process.vectors:
+        terms = torch.where(per_position(t == 0), -log_prob_of(x0, logp), terms)
+    return weight.to(terms) * terms + process.prior_kl(x0).to(terms)
+
+
+def condition(batch: Batch) -> dict[str, Tensor] | None:
+    """What a denoiser is told beside z and t."""
+    return {"segments": batch["segments"]} if "segments" in batch else None
+
+
+def log_probs(denoiser: Denoiser, process: Process, batch: Batch, z: Tensor, t: Tensor) -> Tensor:
+    """The denoiser's log p in the convention of ``Process.nelbo``, (B, L, K)."""
+    logp = denoiser(z, t, condition(batch))
+    return process.to_cavity(logp, z, t) if denoiser.facts.posterior == "full" else logp
+
+
+def masked_cross_entropy(denoiser: Denoiser, batch: Batch, z: Tensor, t: Tensor, where: Tensor) -> Tensor:
+    """-log p(x0) at the masked positions ``where`` and 0 elsewhere, (B, L); the others need no output layer."""
+    if denoiser.facts.selective:
+        logp = denoiser(z, t, condition(batch), where=where)  # pyright: ignore[reportCallIssue]
+    else:
+        logp = denoiser(z, t, condition(batch))[where]
+    losses = -log_prob_of(batch["ids"][where], logp)
+    return torch.zeros(where.shape, dtype=losses.dtype, device=losses.device).masked_scatter(where, losses)

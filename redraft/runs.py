@@ -3,20 +3,21 @@
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from redraft import objectives, processes, recipes, schedules
 from redraft.data import Data, Packed, Tokenizer, load_data
 from redraft.evaluation import Likelihood, likelihood
+from redraft.files import write_text
 from redraft.lm import LM
-from redraft.models import Transformer, TransformerConfig, folder
+from redraft.models import Transformer, TransformerConfig
 from redraft.processes import Process
 from redraft.randomness import Device, derive, generator, randn
 from redraft.recipes import Config, ProcessConfig
@@ -25,6 +26,8 @@ from redraft.training import Hooks, fit, parallel
 from redraft.training.loop import starting_point
 
 RESULTS = "results.json"
+_WEIGHTS, _CODEBOOK = 0, 1
+"""What a run's seed draws before its first step."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,17 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     overrides: Mapping[str, Any] | None = None,
-    **trees: Mapping[str, Any],
 ) -> Run:
     """Train a model by a recipe, evaluate it on its held-out text, and store it in ``out`` (``runs/<recipe>``).
 
-    ``data`` is short for ``data.source``. Fields change by dotted name, ``overrides={"train.lr": 3e-4}``, or by tree,
-    ``train={"lr": 3e-4}``. Under ``torchrun`` every process calls it alike. ``out`` receives the model's folder,
+    ``data`` is short for ``data.source``. Fields change by dotted name, ``overrides={"train.lr": 3e-4}``.
+    Under ``torchrun`` every process calls it alike. ``out`` receives the model's folder,
     ``results.json``, ``metrics.jsonl`` and ``checkpoints/``.
 
     Errors: ``ValueError`` for an unknown recipe or field, parts that do not fit, text that cannot be read, an ``out``
     already in use without ``resume``.
     """
-    config = configure(recipe, data, overrides, **trees)
+    config = configure(recipe, data, overrides)
     out = Path(out or Path("runs") / config.recipe)
     starting_point(out, resume)
     with parallel.world() as world:
@@ -82,9 +84,9 @@ def train(
         if not world.main:
             return Run(None, None, ended.stopped, ended.step, out)
         # the trained one may be sharded over processes: what is kept is a whole one
-        whole = Transformer(model.config).to(world.device)
-        whole.load_state_dict(ended.weights)
-        lm = LM(whole.eval(), corpus.tokenizer, about)
+        whole = Transformer(model.config)
+        whole.load_state_dict(ended.weights, assign=True)
+        lm = LM(whole.to(world.device).eval(), corpus.tokenizer, about)
         if ended.stopped:
             return Run(lm, None, True, ended.step, out)
         measured = _measure(config, whole, corpus, world.device)
@@ -110,7 +112,7 @@ def load(path: str | Path, device: Device = None) -> LM:
         # only data is asked for: no code of a repository is ever fetched, still less run
         found = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name}: no such folder, and not to be had from the Hugging Face Hub ({reason})") from None
     return LM.load(found, device)
 
@@ -119,14 +121,12 @@ def configure(
     recipe: str | Config,
     data: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
-    **trees: Mapping[str, Any],
 ) -> Config:
     """The configuration ``train`` would run: a recipe with fields changed. Errors: ``ValueError``."""
     config = recipes.get(recipe) if isinstance(recipe, str) else recipe
-    values = {f"{tree}.{name}": value for tree, fields in trees.items() for name, value in fields.items()}
-    values.update(overrides or {})
-    if data is not None:
-        values["data.source"] = str(data)
+    values = dict(overrides or {})
+    if data is not None and values.setdefault("data.source", str(data)) != str(data):
+        raise ValueError(f"data={str(data)!r} and data.source={values['data.source']!r} are the same field: pass one")
     return recipes.override(config, values)
 
 
@@ -146,7 +146,7 @@ def build(config: Config, tokenizer: Tokenizer) -> tuple[Process, Transformer]:
         pad_id=tokenizer.pad_id,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(config.train.seed, 0))
+        torch.manual_seed(derive(config.train.seed, _WEIGHTS))
         model = Transformer(shape, codebook)
     objectives.check(config.objective, process, model.facts)
     return process, model
@@ -155,7 +155,7 @@ def build(config: Config, tokenizer: Tokenizer) -> tuple[Process, Transformer]:
 def _process(config: ProcessConfig, tokenizer: Tokenizer, seed: int) -> Process:
     K = tokenizer.K
     if config.name == "gaussian":
-        codebook = F.normalize(randn((K, config.dim), generator(seed, 1)), dim=-1).float()
+        codebook = unit_vectors(K, config.dim, seed)
         gamma = schedules.GammaSchedule(config.schedule, config.gamma_min, config.gamma_max)
         return processes.gaussian(codebook, config.kind, gamma)
     if config.name == "uniform":
@@ -165,7 +165,14 @@ def _process(config: ProcessConfig, tokenizer: Tokenizer, seed: int) -> Process:
     return processes.masked(K, config.schedule, tokenizer.mask_id)
 
 
-def _validation(config: Config, held_out: Packed | None) -> Any:
+def unit_vectors(K: int, dim: int, seed: int) -> Tensor:
+    """K fixed random vectors of norm 1, (K, dim) float32: at right angles to one another if there is room for that."""
+    drawn = randn((K, dim), generator(seed, _CODEBOOK))
+    rows = torch.linalg.qr(drawn.T).Q.T if dim >= K else F.normalize(drawn, dim=-1)
+    return rows.float().contiguous()
+
+
+def _validation(config: Config, held_out: Packed | None) -> Callable[[int, nn.Module], dict[str, float]] | None:
     if held_out is None:
         return None
 
@@ -181,7 +188,7 @@ def _validation(config: Config, held_out: Packed | None) -> Any:
     return validate
 
 
-def _sampling(config: Config, tokenizer: Tokenizer) -> Any:
+def _sampling(config: Config, tokenizer: Tokenizer) -> Callable[[int, nn.Module], str]:
     def draw(step: int, model: nn.Module) -> str:
         assert isinstance(model, Transformer)
         device = model.head.weight.device
@@ -213,7 +220,7 @@ def _write_results(
         "data": corpus.description,
         "machine": machine(),
     }
-    folder.write(out / RESULTS, lambda path: path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8"))
+    write_text(out / RESULTS, json.dumps(results, indent=2) + "\n")
 
 
 def machine() -> dict[str, Any]:

@@ -107,6 +107,11 @@ def get(schedule: "str | Schedule | Mapping[str, Any]", **parameters: float) -> 
             raise unknown(f"parameter of schedule {schedule!r}:", name, defaults)
         if not value > 0:
             raise ValueError(f"{name}={value} of schedule {schedule!r}: pass a number above 0")
+    if (
+        schedule == "geometric"
+        and not {**defaults, **parameters}["sigma_min"] < {**defaults, **parameters}["sigma_max"]
+    ):
+        raise ValueError(f"schedule 'geometric' with {parameters}: sigma_min must be below sigma_max")
     return Schedule(schedule, tuple({**defaults, **parameters}.items()))
 
 

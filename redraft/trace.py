@@ -1,7 +1,6 @@
 """A draft changing under one's eyes: a sampling callback that draws each step in the terminal or as a picture."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -10,6 +9,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from redraft.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,15 +47,16 @@ class Trace:
 
     On a terminal the draft changes in place, elsewhere each step prints a line; with ``console=None`` nothing is shown
     and ``save_svg`` draws the picture. Masks are grey blocks, tokens written in a step green, tokens written over
-    another yellow, the first ``given`` positions, or those where ``given`` is true, blue.
+    another yellow, given ones blue.
     """
 
-    def __init__(self, lm: "LM", console: Console | None = None, given: int | Sequence[bool] = 0) -> None:
+    def __init__(self, lm: "LM", console: Console | None = None) -> None:
         self.frames: list[Frame] = []
         self._tokenizer, self._mask_id = lm.tokenizer, lm.process.mask_id
         self._joint = _joint(lm.tokenizer)
         self._block = "░" if lm.tokenizer.kind in ("bytes", "chars") else "░░░"
-        self._given = [True] * given if isinstance(given, int) else list(given)
+        self._given: list[bool] = []
+        self._steps = 0
         self._console = console
         self._live = Live(console=console, auto_refresh=False) if console and console.is_terminal else None
 
@@ -68,6 +70,10 @@ class Trace:
             self._live.stop()
 
     def __call__(self, step: "Step") -> None:
+        if step.index < self._steps:  # many rows come in several parts; the first row was in the first
+            return
+        self._steps = step.index + 1
+        self._given = step.frozen[0].tolist()
         self._add(f"step {step.index + 1}/{step.steps}", step.s, step.tokens)
 
     def finish(self, tokens: "Tensor") -> None:
@@ -94,10 +100,7 @@ class Trace:
             table.add_row(f"t = {self.frames[i].t:.2f}", self.text(self.frames[i]))
         console = Console(record=True, file=io.StringIO(), width=_WIDTH)
         console.print(table)
-        from redraft.models import folder  # needs torch, which a callback's users have loaded
-
-        svg = console.export_svg(title=title)
-        folder.write(Path(path), lambda beside: beside.write_text(svg, encoding="utf-8"))
+        write_text(Path(path), console.export_svg(title=title))
 
     def _add(self, label: str, t: float, tokens: "Tensor") -> None:
         ids: list[int] = tokens[0].tolist()
@@ -113,8 +116,7 @@ class Trace:
         # before the first step all was mask, or noise that nobody has seen
         unseen = ids if self._mask_id is None else [self._mask_id] * len(ids)
         before = self.frames[-1].ids if self.frames else unseen
-        given = self._given + [False] * (len(ids) - len(self._given))
-        return [self._mark(*one) for one in zip(before, ids, given, strict=True)]
+        return [self._mark(*one) for one in zip(before, ids, self._given, strict=True)]
 
     def _mark(self, before: int, now: int, given: bool) -> Mark:
         if given:

@@ -5,7 +5,6 @@ token, neither here nor in ``transformers`` after saving. Masks are written in t
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
@@ -18,6 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from redraft.data import toy
 from redraft.errors import unknown
+from redraft.files import write_text
 
 MASK, EOS = "[MASK]", "[EOS]"
 NAMES = ("bpe", "bytes", "chars", "toy")
@@ -123,7 +123,7 @@ class Tokenizer:
             self._hf.save_pretrained(folder)
             config = json.loads((folder / _CONFIG).read_text("utf-8"))
         else:
-            _write(folder / _JSON, self._backend.to_str(pretty=True))
+            write_text(folder / _JSON, self._backend.to_str(pretty=True))
             config: dict[str, Any] = {
                 "tokenizer_class": "PreTrainedTokenizerFast",
                 "model_input_names": ["input_ids", "attention_mask"],
@@ -134,7 +134,7 @@ class Tokenizer:
             }
             config = {key: value for key, value in config.items() if value is not None}
         config |= {"split_special_tokens": True, "redraft": {"kind": self.kind}}
-        _write(folder / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -312,9 +312,3 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_alphabet()
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, "utf-8")
-    os.replace(beside, path)

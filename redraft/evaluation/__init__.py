@@ -1,6 +1,6 @@
 """Measuring a model: likelihood with its estimator and error bar, and the variety of what it writes."""
 
-from redraft.evaluation.generation import distinct_n, unigram_entropy
+from redraft.evaluation.generation import distinct_n, unigram_entropy, variety
 from redraft.evaluation.likelihood import Likelihood, likelihood
 
-__all__ = ["Likelihood", "distinct_n", "likelihood", "unigram_entropy"]
+__all__ = ["Likelihood", "distinct_n", "likelihood", "unigram_entropy", "variety"]

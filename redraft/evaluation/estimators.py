@@ -7,7 +7,7 @@ from torch import Tensor
 
 from redraft import objectives
 from redraft.objectives import Batch
-from redraft.processes import Denoiser, Process
+from redraft.processes import Denoiser, Process, absorbing
 from redraft.randomness import Generators, rand
 
 Score = Callable[[Denoiser, Process, Batch, Tensor, Generators], Tensor]
@@ -16,28 +16,26 @@ Score = Callable[[Denoiser, Process, Batch, Tensor, Generators], Tensor]
 
 def exact(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
     """-log p(x_i | x_<i) of a causal denoiser."""
-    return objectives.get("autoregressive")(denoiser, process, batch, u, generator).value
+    return objectives.autoregressive(denoiser, process, batch, u, generator).bound
 
 
 def over_times(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
     """The continuous-time NELBO at the time u stands for."""
-    return objectives.get("nelbo")(denoiser, process, batch, u, generator).value
+    return objectives.nelbo(denoiser, process, batch, u, generator).bound
 
 
 def over_counts(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
     """(n / k) times the cross-entropy of k masked tokens, a uniformly random subset of the row's n valid ones."""
     ids = batch["ids"]
-    valid = batch.get("valid", torch.ones_like(ids, dtype=torch.bool))
+    valid = objectives.valid(batch)
     n = valid.sum(1)
     k = 1 + (u.to(ids.device) * n).floor().long().clamp_max(n - 1)
     rank = rand(ids.shape, generator, ids.device).masked_fill(~valid, 2.0).argsort(1).argsort(1)
     masked = rank < k[:, None]
     assert process.mask_id is not None
+    z = torch.where(masked, process.mask_id, ids)
     # this denoiser does not read t; the share of masks is what it would be told
-    draw = objectives.Draw.at(torch.where(masked, process.mask_id, ids), k / n)
-    losses = -objectives.chosen(objectives.log_probs(denoiser, batch, draw, masked), ids[masked])
-    zeros = torch.zeros(ids.shape, dtype=losses.dtype, device=ids.device)
-    return zeros.masked_scatter(masked, losses) * (n / k)[:, None]
+    return objectives.masked_cross_entropy(denoiser, batch, z, k / n, masked) * (n / k)[:, None]
 
 
 ESTIMATORS: dict[Score, str] = {
@@ -51,4 +49,4 @@ def choose(denoiser: Denoiser, process: Process) -> Score:
     """The estimator of least variance that this denoiser and process allow."""
     if denoiser.facts.attention == "causal":
         return exact
-    return over_counts if objectives.is_masked(process) and not denoiser.facts.time_conditioned else over_times
+    return over_counts if absorbing(process) and not denoiser.facts.time_conditioned else over_times

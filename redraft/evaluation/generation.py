@@ -5,6 +5,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 
+def variety(rows: Sequence[Sequence[int]]) -> dict[str, float]:
+    """``unigram_entropy`` (nats) and ``distinct_1``, ``distinct_2``, ``distinct_3`` as far as rows are long enough."""
+    longest = max(map(len, rows), default=0)
+    return {"unigram_entropy": unigram_entropy(rows)} | {
+        f"distinct_{n}": distinct_n(rows, n) for n in (1, 2, 3) if n <= longest
+    }
+
+
 def unigram_entropy(rows: Sequence[Sequence[int]]) -> float:
     """-sum_v c_v/L ln(c_v/L) of each row's own token counts c_v, averaged over rows; nats (Zheng et al. 2409.02908).
 

@@ -8,15 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redraft import objectives
 from redraft.data import Packed
 from redraft.evaluation.estimators import ESTIMATORS, Score, choose, exact
-from redraft.objectives import as_batch
 from redraft.processes import Denoiser, Process
+from redraft.processes.base import device_of
 from redraft.processes.time import stratified
 from redraft.randomness import Device, derive, generator, row_generators
 
 _Z95 = 1.959964
 _ROWS_AT_ONCE = 32
+_EXP_LIMIT = 700.0
+"""exp of more than this is no float64."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def likelihood(
         raise ValueError(f"draws={draws}: take at least one")
     if len(packed) < 2 or (rows is not None and rows < 2):
         raise ValueError(f"{min(len(packed), rows or 2)} rows: an error bar needs at least 2; pass a longer text")
+    device = device_of(denoiser) if device is None else device
     score = choose(denoiser, process)
     causal = score is exact
     draws = 1 if causal else draws
@@ -88,7 +92,7 @@ def likelihood(
         nats_per_token_error=error,
         bits_per_char=None if per_char is None else mean * per_char,
         bits_per_char_error=None if per_char is None else error * per_char,
-        perplexity=math.exp(min(mean, 700.0)),
+        perplexity=math.exp(mean) if mean < _EXP_LIMIT else math.inf,
         estimator=ESTIMATORS[score],
         is_bound=not causal,
         draws=draws,
@@ -118,8 +122,8 @@ def _row_sums(
     for start in range(0, len(chosen), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
         index = chosen[part]
-        batch = as_batch(packed.batch(index), device)
-        valid = batch.get("valid", torch.ones_like(batch["ids"], dtype=torch.bool))
+        batch = objectives.as_batch(packed.batch(index), device)
+        valid = objectives.valid(batch)
         count[part] = valid.sum(1).double().cpu()
         for draw in range(draws):
             # row r's times lie 1/draws apart, and rows fill the gaps between

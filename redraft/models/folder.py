@@ -5,8 +5,7 @@ beside and renamed, config.json last: a folder with a config.json is whole. Noth
 """
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from redraft.data import Tokenizer
+from redraft.files import write, write_text
 from redraft.models.transformer import Transformer, TransformerConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -34,12 +34,13 @@ def save(
     """Store a model. ``weights`` is its ``state_dict()``; ``about`` (JSON values) is kept as it is, under "about"."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)  # while its parts are exchanged, the folder is no model
     if tokenizer is not None:
         tokenizer.save(folder)
     tensors = {PREFIX + name: value.detach().cpu().contiguous() for name, value in weights.items()}
     write(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     text = json.dumps(to_json(config, tensors, about or {}), indent=2) + "\n"
-    write(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / CONFIG, text)
 
 
 def to_json(config: TransformerConfig, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,16 +91,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if model_type != MODEL_TYPE:
         raise ValueError(f"{path}: model_type {model_type!r} is not supported; known: {MODEL_TYPE!r}")
     return stored
-
-
-def write(path: Path, writer: Callable[[Path], object]) -> None:
-    """Let ``writer`` write beside ``path``, then rename: the file is there whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        writer(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

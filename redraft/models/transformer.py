@@ -17,6 +17,8 @@ from redraft import processes
 from redraft.processes import Facts, Gaussian, Process
 
 _TIME_FEATURES = 128
+_HEAD = 64
+"""Width of an attention head."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def widths(depth: int) -> Widths:
     """
     if depth < 1:
         raise ValueError(f"depth={depth}: a transformer needs at least 1 block")
-    width = 64 * depth
+    width = _HEAD * depth
     return Widths(width, heads=depth, hidden=64 * math.ceil(8 * width / 3 / 64))
 
 
@@ -80,22 +82,22 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         sizes = widths(config.depth)
-        facts = config.process
-        if config.causal and facts["name"] != "masked":
-            raise ValueError(f"causal=True with a {facts['name']} process: a left-to-right model needs a masked one")
-        self.is_gaussian = facts["name"] == "gaussian"
+        stored = config.process
+        if config.causal and stored["name"] != "masked":
+            raise ValueError(f"causal=True with a {stored['name']} process: a left-to-right model needs a masked one")
+        self.is_gaussian = stored["name"] == "gaussian"
         self.time_conditioned = config.time_conditioned
         if self.is_gaussian:
-            codebook = torch.zeros(facts["K"], facts["D"]) if codebook is None else codebook
+            codebook = torch.zeros(stored["K"], stored["D"]) if codebook is None else codebook
             self.register_buffer("codebook", codebook.clone())
-            states = facts["K"]
+            states = stored["K"]
         else:
-            states = getattr(processes.from_dict(facts), "V")  # noqa: B009
+            states = max(stored["K"], stored.get("mask_id", 0) + 1)
         self.embed = nn.Embedding(states, sizes.width)
         if self.time_conditioned:
             self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, sizes.width), nn.SiLU())
         self.blocks = nn.ModuleList(Block(sizes, self.time_conditioned) for _ in range(config.depth))
-        self.head = nn.Linear(sizes.width, facts["K"], bias=False)
+        self.head = nn.Linear(sizes.width, stored["K"], bias=False)
         self.initialise()
 
     def initialise(self) -> None:
@@ -103,9 +105,8 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                for bias in module.parameters(recurse=False):
-                    if bias.ndim == 1:
-                        nn.init.zeros_(bias)
+                if "bias" in dict(module.named_parameters(recurse=False)):
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight)
         for module in self.modules():
@@ -142,11 +143,16 @@ class Transformer(nn.Module):
         elif self.config.causal:
             start = torch.full_like(z[:, :1], self.config.process["mask_id"])
             z = torch.cat([start, z[:, :-1]], dim=1)
-        x = self.embed(z) if bias is None else torch.softmax(bias, dim=-1) @ self.embed.weight
+        table = self.embed.weight
+        x = self.embed(z) if bias is None else torch.softmax(bias, dim=-1).to(table) @ table
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.float()  # weights may be gathered in bfloat16 (FSDP); what blocks add to stays float32 either way
         # rotary positions are relative only: without this, all positions of an all-mask canvas would look the same
-        x = F.rms_norm(x + position_features(x.shape[1], x.shape[2], x.device).to(x), x.shape[-1:])
+        L, E = x.shape[1:]
+        x = norm(x + torch.cat(sinusoids(L, E // 2, x.device), dim=-1).to(x))
         code = self.time(time_features(t).to(x)) if self.time_conditioned else None
-        rotary = rotary_table(x.shape[1], x.device, x.dtype)
+        cos, sin = sinusoids(L, _HEAD // 2, x.device)
+        rotary = cos.to(x), sin.to(x)
         segments = None if cond is None else cond["segments"]
         allowed = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
         if allowed is not None and self.config.causal:
@@ -155,8 +161,11 @@ class Transformer(nn.Module):
             x = block(x, rotary, allowed, self.config.causal, code)
         if where is not None:
             x, bias = x[where], None if bias is None else bias[where]
-        logits = self.head(F.rms_norm(x, x.shape[-1:]))
+        logits = self.head(norm(x))
         logits = logits if bias is None else logits + bias
+        mask_id = self.config.process.get("mask_id")
+        if mask_id is not None and mask_id < logits.shape[-1]:  # a mask inside the vocabulary is no clean token
+            logits = logits.index_fill(-1, torch.tensor(mask_id, device=logits.device), -torch.inf)
         # under bfloat16 autocast the sum over a large vocabulary must not be rounded
         return torch.log_softmax(logits.float() if logits.dtype is torch.bfloat16 else logits, dim=-1)
 
@@ -188,17 +197,17 @@ class Block(nn.Module):
         code: Tensor | None,
     ) -> Tensor:
         if self.modulation is None or code is None:
-            x = x + self.attend(F.rms_norm(x, x.shape[-1:]), rotary, allowed, causal)
-            return x + self.feed(F.rms_norm(x, x.shape[-1:]))
+            x = x + self.attend(norm(x), rotary, allowed, causal)
+            return x + self.feed(norm(x))
         shift_a, scale_a, shift_f, scale_f = self.modulation(code)[:, None].chunk(4, dim=-1)
-        x = x + self.attend(F.rms_norm(x, x.shape[-1:]) * (1 + scale_a) + shift_a, rotary, allowed, causal)
-        return x + self.feed(F.rms_norm(x, x.shape[-1:]) * (1 + scale_f) + shift_f)
+        x = x + self.attend(norm(x) * (1 + scale_a) + shift_a, rotary, allowed, causal)
+        return x + self.feed(norm(x) * (1 + scale_f) + shift_f)
 
     def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor], allowed: Tensor | None, causal: bool) -> Tensor:
         B, L, E = x.shape
         q, k, v = self.qkv(x).view(B, L, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
         # QK-norm bounds the attention logits by the head width, which keeps large learning rates stable
-        q, k = (rotate(F.rms_norm(one, one.shape[-1:]), rotary) for one in (q, k))
+        q, k = (rotate(norm(one), rotary) for one in (q, k))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal and allowed is None)
         return self.out(y.transpose(1, 2).reshape(B, L, E))
 
@@ -207,21 +216,19 @@ class Block(nn.Module):
         return self.down(F.silu(gate) * value)
 
 
-def rotary_table(length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of position times frequency, (L, 32) each for heads of 64, base 10,000.
+def norm(x: Tensor) -> Tensor:
+    """x divided by the root mean square of its last axis; no weights."""
+    return F.rms_norm(x, x.shape[-1:])
 
-    Computed where it is used: a buffer would be lost when a model is built on the meta device.
+
+def sinusoids(length: int, frequencies: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of position times frequency, wavelengths 2 pi to 20,000 pi; (L, frequencies) each, float64.
+
+    Computed where they are used: a buffer would be lost when a model is built on the meta device.
     """
-    frequency = 10_000.0 ** (-torch.arange(0, 32, device=device, dtype=torch.float64) / 32)
-    angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * frequency
-    return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def position_features(length: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines of the position (Vaswani et al. 2017), wavelengths 2 pi to 20,000 pi; (L, E) float64."""
-    frequency = 10_000.0 ** (-torch.arange(0, width, 2, device=device, dtype=torch.float64) / width)
-    angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+    exponent = torch.arange(frequencies, device=device, dtype=torch.float64) / frequencies
+    angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * 10_000.0**-exponent
+    return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from redraft import schedules
 from redraft.errors import unknown
 from redraft.processes.base import Denoiser, Facts, Process
-from redraft.processes.categorical import Categorical, hybrid_noise, masked_noise, uniform_noise
+from redraft.processes.categorical import Categorical, absorbing, hybrid_noise, masked_noise, uniform_noise
 from redraft.processes.gaussian import Gaussian
 from redraft.schedules import GammaSchedule, Schedule
 
@@ -19,6 +19,7 @@ __all__ = [
     "Facts",
     "Gaussian",
     "Process",
+    "absorbing",
     "from_dict",
     "gaussian",
     "hybrid",
@@ -60,16 +61,12 @@ def gaussian(
     codebook: Tensor,
     kind: str = "vp",
     schedule: str | GammaSchedule = "linear_gamma",
-    gamma_min: float = -4.0,
-    gamma_max: float = 6.0,
 ) -> Gaussian:
     """Gaussian noise on the rows of ``codebook`` (K, D), of kind ``vp``, ``ve`` or ``rf``.
 
-    ``schedule`` names gamma(t) between ``gamma_min`` and ``gamma_max`` (``schedules.GammaSchedule``), or is one.
+    ``schedule`` is a ``schedules.GammaSchedule``, or the name of one with its usual ends.
     """
-    if isinstance(schedule, str):
-        schedule = GammaSchedule(schedule, gamma_min, gamma_max)
-    return Gaussian(codebook, kind, schedule)
+    return Gaussian(codebook, kind, GammaSchedule(schedule) if isinstance(schedule, str) else schedule)
 
 
 def from_dict(facts: Mapping[str, Any], codebook: Tensor | None = None) -> Process:

@@ -1,8 +1,9 @@
 """The contract every process keeps, and the facts a denoiser declares."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from redraft.randomness import Device, Generators
@@ -56,12 +57,19 @@ class Process(Protocol):
     def mask_id(self) -> int | None: ...
 
     @property
-    def reconstructs(self) -> bool:
-        """Whether the bound needs -log p(x0 | z at t = 0), because q(z | x0) is not yet exact there."""
+    def vectors(self) -> bool:
+        """Whether z holds vectors, not ids. They are noisy at t = 0 too: the bound then needs -log p(x0 | z) there."""
         ...
 
     def prior(self, shape: tuple[int, int], generator: Generators = None, device: Device = None) -> Tensor:
         """Draw z at t = 1 for (B, L) positions."""
+        ...
+
+    def times(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn u ~ U(0, 1), (B,), into times t and weights: the weighted mean over u is the bound's integral over t.
+
+        How u is spent is each process's own; a process of vectors spends a share at t = 0, on the term there.
+        """
         ...
 
     def corrupt(self, x0: Tensor, t: Tensor, generator: Generators = None) -> Tensor:
@@ -83,9 +91,32 @@ class Process(Protocol):
         """Draw z at s from the plug-in reverse kernel p(z_s | z_t, p0), positions independently."""
         ...
 
+    def to_full(self, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """From what the NELBO teaches to the posterior given all of z, (B, L, K); the identity where they agree."""
+        ...
+
+    def to_cavity(self, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """The inverse of ``to_full``."""
+        ...
+
+    def to(self, device: Device) -> Self:
+        """The same process with its tensors, if it has any, on ``device``."""
+        ...
+
     def to_dict(self) -> dict[str, Any]:
         """Name and parameters, as stored in a model's configuration."""
         ...
+
+
+def device_of(denoiser: Denoiser) -> torch.device:
+    """Where a denoiser computes: the device of its weights, the CPU for one that has none."""
+    weights = denoiser.parameters() if isinstance(denoiser, torch.nn.Module) else iter(())
+    return next((weight.device for weight in weights), torch.device("cpu"))
+
+
+def log_prob_of(ids: Tensor, logp: Tensor) -> Tensor:
+    """log p of the given ids: (..., K) at ids (...)."""
+    return logp.gather(-1, ids[..., None]).squeeze(-1)
 
 
 def per_position(value: Tensor) -> Tensor:

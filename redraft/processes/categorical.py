@@ -9,13 +9,13 @@ vocabulary keep the dtype of what came in.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redraft.processes.base import per_position
+from redraft.processes.base import Process, log_prob_of, per_position
 from redraft.randomness import Device, Generators, categorical, rand
 from redraft.schedules import Schedule
 
@@ -31,6 +31,9 @@ class Coefficients:
     d_mask: Tensor
     d_token: Tensor
 
+
+T_EDGE = 1e-5
+"""Draws are kept this far from 0 and 1, where integrands are limits 0 times infinity."""
 
 Noise = Callable[[Tensor, Tensor, int], Coefficients]
 """(alpha, d_alpha, number of clean tokens) -> coefficients."""
@@ -80,7 +83,7 @@ class Categorical:
     noise nor a denoiser may put a clean token there. Build one with ``masked``, ``uniform`` or ``hybrid``.
     """
 
-    reconstructs = False
+    vectors = False
 
     def __init__(
         self, name: str, K: int, schedule: Schedule, noise: Noise, mask_id: int | None, parameters: dict[str, float]
@@ -89,9 +92,7 @@ class Categorical:
         self.V = K if mask_id is None else max(K, mask_id + 1)
         self.num_tokens = K - (mask_id is not None and mask_id < K)
         self._noise, self._parameters = noise, parameters
-        # which coefficients vanish is a fact of the family: it decides the fast paths
-        self.has_mask = mask_id is not None
-        self.has_uniform = name != "masked"
+        self.absorbing = noise is masked_noise
 
     def to_dict(self) -> dict[str, Any]:
         facts: dict[str, Any] = {
@@ -101,6 +102,18 @@ class Categorical:
             **self._parameters,
         }
         return facts if self.mask_id is None else {**facts, "mask_id": self.mask_id}
+
+    def to(self, device: Device) -> Self:
+        """Itself: a process over ids holds no tensors."""
+        return self
+
+    def times(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """t = u, or for hybrid noise t = u^2, with weight dt / du.
+
+        GIDD's integrand grows like t^-1/2 towards t = 0; in u it is level, and its mean can be estimated.
+        """
+        u = u.double().clamp(T_EDGE, 1 - T_EDGE)
+        return (u**2, 2 * u) if self.name == "hybrid" else (u, torch.ones_like(u))
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """The coefficients at t, of t's shape, (B, 1) for t of shape (B,)."""
@@ -123,7 +136,7 @@ class Categorical:
         at = self.coefficients(t)
         u = rand(x0.shape, generator, x0.device) - at.alpha
         z = x0
-        if self.has_uniform:
+        if not self.absorbing:
             share = (u - at.mask) / at.token.clamp_min(torch.finfo(at.token.dtype).tiny)
             noise = share.floor().clamp(0, self.num_tokens - 1).long()
             if self.mask_id is not None and self.mask_id < self.K:
@@ -164,14 +177,13 @@ class Categorical:
         at = self.coefficients(t)
         return at.alpha.to(p0)[..., None] * self._over_states(p0) + self._noise_vector(at.mask, at.token, p0)
 
-    def likelihood(self, z: Tensor, s: Tensor, t: Tensor, like: Tensor | None = None) -> Tensor:
-        """q(z_t = z | z_s = y) for every state y: alpha_{t|s} 1[y = z] + b_{t|s}(z), with s < t; (B, L, V)."""
+    def likelihood(self, z: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """q(z_t = z | z_s = y) for every state y: alpha_{t|s} 1[y = z] + b_{t|s}(z), s < t; (B, L, V) float64."""
         early, late = self.coefficients(s), self.coefficients(t)
         keep = late.alpha / early.alpha
         mask, token = late.mask - keep * early.mask, late.token - keep * early.token
         into = token.expand(z.shape) if self.mask_id is None else torch.where(z == self.mask_id, mask, token)
-        like = torch.empty(0, dtype=torch.float64, device=z.device) if like is None else like
-        return keep.to(like)[..., None] * F.one_hot(z, self.V).to(like) + into.to(like)[..., None]
+        return keep[..., None] * F.one_hot(z, self.V) + into[..., None]
 
     def posterior(self, p0: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The plug-in reverse kernel p(z_s = y | z_t = z, p0), (B, L, V) probabilities over the states.
@@ -181,9 +193,9 @@ class Categorical:
         p0 one-hot gives the true posterior. p0 must be the cavity posterior, which the D3PM parameterisation
         (eq. 4) then turns into the exact reverse kernel; with the full posterior it samples another law.
         """
-        if not self.has_uniform:
+        if self.absorbing:
             return self._masked_posterior(p0, z, t, s)
-        joint = self.likelihood(z, s, t, like=p0) * self.marginal(p0, s)
+        joint = self.likelihood(z, s, t).to(p0) * self.marginal(p0, s)
         return joint / joint.sum(-1, keepdim=True)
 
     def _masked_posterior(self, p0: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -220,22 +232,23 @@ class Categorical:
         Its mean over t ~ U(0, 1) and z ~ q_t bounds -log p(x0). One integrand serves SEDD, MDLM, MD4, RADD, UDLM, Duo
         and GIDD. For masked noise it is -alpha'/(1 - alpha) times the cross-entropy of the masked positions.
         """
-        at = self.coefficients(t)
-        if not self.has_uniform:
+        if self.absorbing:
             weight = torch.where(z == self.mask_id, self.mask_weight(t), 0.0)
-            return weight.to(logp) * -logp.gather(-1, x0[..., None]).squeeze(-1)
-        return self._general_nelbo(logp, x0, z, t, at)
+            return weight.to(logp) * -log_prob_of(x0, logp)
+        return self._general_nelbo(logp, x0, z, t)
 
     def mask_weight(self, t: Tensor) -> Tensor:
         """-alpha' / (1 - alpha): what one masked token's cross-entropy weighs in the masked NELBO; float64."""
         alpha, d_alpha = self.schedule(per_position(t))
-        return -d_alpha / (1 - alpha)
+        # where 1 - alpha rounds to zero nothing is masked, and a weight that is no number would spoil that nothing
+        return -d_alpha / (1 - alpha).clamp_min(torch.finfo(alpha.dtype).tiny)
 
-    def _general_nelbo(self, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor, at: Coefficients) -> Tensor:
+    def _general_nelbo(self, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """The KL needs one sum over the vocabulary: marginal(x, t) is alpha + token at x, token or mask elsewhere."""
+        at = self.coefficients(t)
         alpha, token = at.alpha.to(logp), at.token.to(logp)
         log_model = torch.log(alpha[..., None] * logp.exp() + token[..., None])  # log marginal(p, t) of clean tokens
-        log_model_x = log_model.gather(-1, x0[..., None]).squeeze(-1)
+        log_model_x = log_prob_of(x0, log_model)
         log_sum = log_model.sum(-1)
         if self.mask_id is not None and self.mask_id < self.K:
             log_sum = log_sum - log_model[..., self.mask_id]
@@ -243,7 +256,7 @@ class Categorical:
         kl = (alpha + token) * torch.log(alpha + token) + (self.num_tokens - 1) * token * torch.log(token)
         kl = kl - alpha * log_model_x - token * log_sum
         own = token + alpha * (z == x0)
-        log_model_z = log_model.gather(-1, z.clamp_max(self.K - 1)[..., None]).squeeze(-1)
+        log_model_z = log_prob_of(z.clamp_max(self.K - 1), log_model)
         log_r = torch.log(own) - log_model_z
         if self.mask_id is not None:
             is_mask = z == self.mask_id
@@ -259,19 +272,25 @@ class Categorical:
 
     def to_full(self, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """Cavity to full posterior: log p(x | all of z) = log p(x | z without i) + log q_t(z_i | x) + const."""
-        return torch.log_softmax(logp + self._log_own(logp, z, t), -1)
+        return logp if self.absorbing else torch.log_softmax(logp + self._log_own(logp, z, t), -1)
 
     def to_cavity(self, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """Full to cavity posterior: the inverse of ``to_full``; the identity wherever z is [MASK]."""
-        return torch.log_softmax(logp - self._log_own(logp, z, t), -1)
+        """Full to cavity posterior: the inverse of ``to_full``; the identity wherever z is [MASK].
+
+        Absorbing noise has no use for either away from masks, where tokens are known, so both leave ``logp`` as it is.
+        """
+        return logp if self.absorbing else torch.log_softmax(logp - self._log_own(logp, z, t), -1)
 
     def _log_own(self, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """log q_t(z | x) for every clean x, up to a constant: zero where z is [MASK]. (B, L, K)."""
-        if not self.has_uniform:
-            raise ValueError("a masked process keeps no cavity at revealed tokens; its denoiser's output needs none")
         at = self.coefficients(t)
         same = F.one_hot(z.clamp_max(self.K - 1), self.K).bool()
         if self.mask_id is not None:
             same = same & (z != self.mask_id)[..., None]
         ratio = torch.log((at.alpha + at.token) / at.token)
         return torch.where(same, ratio.to(logp)[..., None], 0.0)
+
+
+def absorbing(process: Process) -> TypeGuard[Categorical]:
+    """Whether the only noise is [MASK]: revealed tokens are exact, and losses weigh masked tokens only."""
+    return isinstance(process, Categorical) and process.absorbing

@@ -6,7 +6,7 @@ the score is exact when p0 is (CDCD, Dieleman et al. 2022; PLAID, Gulrajani & Ha
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ def _rf(gamma: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(-gamma / 2), torch.sigmoid(gamma / 2)
 
 
+RECONSTRUCTION_SHARE = 0.125
+"""Share of a batch spent on the bound's t = 0 term (PLAID evaluates with 1/8)."""
+
 KINDS: dict[str, Scales] = {"vp": _vp, "ve": _ve, "rf": _rf}
 
 
@@ -41,7 +44,7 @@ class Gaussian:
     """
 
     name = "gaussian"
-    reconstructs = True
+    vectors = True
     mask_id = None
 
     def __init__(self, codebook: Tensor, kind: str = "vp", schedule: GammaSchedule | None = None) -> None:
@@ -75,6 +78,13 @@ class Gaussian:
     def prior(self, shape: tuple[int, int], generator: Generators = None, device: Device = None) -> Tensor:
         """Draw z at t = 1 from N(0, alpha_1^2 + sigma_1^2), which is N(0, 1) for VP; (B, L, D) float64."""
         return self._last()[2] * randn((*shape, self.D), generator, device)
+
+    def times(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """A share of u goes to t = 0, the rest evenly over (0, 1); each weighs one over its share."""
+        u = u.double()
+        at_zero = u < RECONSTRUCTION_SHARE
+        t = ((u - RECONSTRUCTION_SHARE) / (1 - RECONSTRUCTION_SHARE)).clamp_min(0.0)
+        return t, torch.where(at_zero, 1 / RECONSTRUCTION_SHARE, 1 / (1 - RECONSTRUCTION_SHARE))
 
     def corrupt(self, x0: Tensor, t: Tensor, generator: Generators = None) -> Tensor:
         """Draw z ~ N(alpha_t x, sigma_t^2 I); (B, L, D) in the codebook's dtype."""
@@ -114,6 +124,16 @@ class Gaussian:
         squared = (self.codebook[x0].double() ** 2).sum(-1)
         return 0.5 * (self.D * (ratio - 1 - ratio.log()) + (alpha / std) ** 2 * squared)
 
+    def to_full(self, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """``logp`` itself: the denoised mean needs the full posterior, and that is what the bound teaches."""
+        return logp
+
+    to_cavity = to_full
+
+    def to(self, device: Device) -> Self:
+        """The same process with its codebook on ``device``."""
+        return type(self)(self.codebook.to(device), self.kind, self.schedule)
+
     def output_prior(self, z: Tensor, t: Tensor) -> Tensor:
         """log q_t(z_i | token) up to a constant: (alpha / sigma^2) z.e - (alpha^2 / 2 sigma^2) |e|^2; (B, L, K).
 
@@ -121,6 +141,8 @@ class Gaussian:
         (PLAID's output prior; the second term matters when codebook norms differ).
         """
         alpha, sigma = self.scales(self.gamma(t)[0])
-        codebook = self.codebook.to(z)
-        dot = (alpha / sigma**2)[..., None].to(z) * (z @ codebook.T)
-        return dot - (alpha**2 / (2 * sigma**2))[..., None].to(z) * (codebook**2).sum(-1)
+        # alpha / sigma^2 reaches the hundreds: bfloat16 would round the likelihoods of tokens together
+        with torch.autocast(z.device.type, enabled=False):
+            codebook = self.codebook.to(z)
+            dot = (alpha / sigma**2)[..., None].to(z) * (z @ codebook.T)
+            return dot - (alpha**2 / (2 * sigma**2))[..., None].to(z) * (codebook**2).sum(-1)

@@ -12,9 +12,6 @@ from torch import Tensor
 from redraft.errors import unknown
 from redraft.randomness import generator, rand, row_generators
 
-T_EDGE = 1e-5
-"""Times are kept this far from 0 and 1, where integrands are limits 0 times infinity."""
-
 
 def stratified(keys: Sequence[int], positions: Sequence[int], total: int) -> Tensor:
     """u_j = (U + j / total) mod 1 with one shared U ~ U(0, 1) (VDM, MD4): each is uniform, together they are even."""
@@ -22,12 +19,12 @@ def stratified(keys: Sequence[int], positions: Sequence[int], total: int) -> Ten
     return (shift + torch.tensor(positions, dtype=torch.float64) / total) % 1
 
 
-def uniform(keys: Sequence[int], positions: Sequence[int], total: int) -> Tensor:
+def independent(keys: Sequence[int], positions: Sequence[int], total: int) -> Tensor:
     """u_j ~ U(0, 1), independent."""
     return rand((len(positions),), row_generators(*keys, rows=positions))
 
 
-SAMPLERS = {"stratified": stratified, "uniform": uniform}
+DRAWS = {"stratified": stratified, "uniform": independent}
 
 
 def draw(name: str, keys: Sequence[int], positions: Sequence[int], total: int) -> Tensor:
@@ -35,6 +32,6 @@ def draw(name: str, keys: Sequence[int], positions: Sequence[int], total: int) -
 
     ``name`` is ``stratified`` or ``uniform``; ``keys`` (seed, step, ...) decide the draw.
     """
-    if name not in SAMPLERS:
-        raise unknown("time sampler", name, SAMPLERS)
-    return SAMPLERS[name](keys, positions, total)
+    if name not in DRAWS:
+        raise unknown("way to draw times", name, DRAWS)
+    return DRAWS[name](keys, positions, total)

@@ -16,9 +16,10 @@ def mdlm() -> Config:
         recipe="mdlm",
         objective="nelbo",
         process=ProcessConfig(name="masked"),
-        model=ModelConfig(depth=3),
-        data=DataConfig(source="python-docs", tokenizer="bpe", vocab=2048, length=128),
-        train=TrainConfig(steps=800, batch=16, optimizer="muon", lr=3e-3, warmup=50, decay=0.6),
+        model=ModelConfig(depth=2),
+        data=DataConfig(source="python-docs", tokenizer="bpe", vocab=4096, length=64),
+        train=TrainConfig(steps=2000, batch=16, optimizer="muon", lr=1e-2, muon_lr=2e-2, warmup=50, decay=0.7),
+        eval=EvalConfig(draws=16),
     )
 
 
@@ -43,7 +44,7 @@ def gaussian() -> Config:
 
 def autoregressive() -> Config:
     """The left-to-right baseline: the same network with causal attention, the exact likelihood."""
-    return replace(mdlm(), recipe="autoregressive", objective="autoregressive", model=ModelConfig(depth=3, causal=True))
+    return replace(mdlm(), recipe="autoregressive", objective="autoregressive", model=ModelConfig(depth=2, causal=True))
 
 
 def toy_masked() -> Config:
@@ -52,7 +53,7 @@ def toy_masked() -> Config:
         recipe="toy_masked",
         model=ModelConfig(depth=2),
         data=DataConfig(source="toy", tokenizer="toy", length=6),
-        train=TrainConfig(steps=800, batch=64, optimizer="muon", lr=3e-3, warmup=50, decay=0.6),
+        train=TrainConfig(steps=1000, batch=128, optimizer="muon", lr=5e-3, muon_lr=2e-2, warmup=20, decay=0.9),
         eval=EvalConfig(draws=64, rows=None),
     )
 
@@ -74,9 +75,11 @@ def toy_hybrid() -> Config:
 
 
 def toy_gaussian() -> Config:
-    """The toy language under Gaussian noise on 13 fixed vectors."""
+    """The toy language under Gaussian noise on 13 fixed vectors at right angles."""
+    base = toy_masked()
     noise = ProcessConfig(name="gaussian", schedule="linear_gamma", gamma_min=-2.0, gamma_max=4.0)
-    return replace(toy_masked(), recipe="toy_gaussian", objective="cross_entropy", process=noise)
+    longer = replace(base.train, steps=1300)
+    return replace(base, recipe="toy_gaussian", objective="cross_entropy", process=noise, train=longer)
 
 
 RECIPES: dict[str, Callable[[], Config]] = {

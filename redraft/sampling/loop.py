@@ -8,15 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redraft.processes import Categorical, Denoiser, Process
+from redraft.processes import Denoiser, Process, absorbing
+from redraft.processes.base import device_of
 from redraft.randomness import Device, Generators, categorical, derive, generator
 from redraft.sampling import samplers
 from redraft.sampling.samplers import Sampler, ancestral, left_to_right, tempered
 
+DEFAULT_STEPS = 128
+
 
 @dataclass(frozen=True)
 class Step:
-    """What a callback sees after a step from t to s: ``z`` now, and ``tokens`` (B, L) to show (ids, masks included)."""
+    """What a callback sees after a step from t to s: ``z`` now, and ``tokens`` (B, L) to show (ids, masks included).
+
+    ``frozen`` (B, L) marks the given tokens; ``nfe`` counts denoiser calls so far.
+    """
 
     index: int
     steps: int
@@ -24,6 +30,7 @@ class Step:
     s: float
     z: Tensor
     tokens: Tensor
+    frozen: Tensor
     nfe: int
 
 
@@ -59,11 +66,9 @@ class _Query:
         self.nfe += 1
         self.positions += z.shape[0] * z.shape[1]
         logp = self.denoiser(z, t, self.cond)
-        if not isinstance(self.process, Categorical):
+        if self.process.vectors:
             self.guess = logp.argmax(-1)
-        elif self.process.has_uniform and self.denoiser.facts.posterior == "full":
-            logp = self.process.to_cavity(logp, z, t)
-        return logp
+        return self.process.to_cavity(logp, z, t) if self.denoiser.facts.posterior == "full" else logp
 
 
 @torch.no_grad()
@@ -89,8 +94,8 @@ def sample(
 
     The canvas is ``prompt`` followed by ``length`` free positions, or is given: ``canvas`` (L,) or (B, L) ids with
     ``frozen``, a bool of its shape, marking the tokens that must not change. ``num`` rows are drawn of a canvas of one
-    row. ``steps`` is 64 unless given; one per free position for an autoregressive denoiser, which must have as many.
-    ``sampler``: a name or function of ``redraft.sampling.samplers`` (``ancestral`` unless given).
+    row, on the device of the denoiser's weights. ``steps`` is 128 unless given; an autoregressive denoiser takes one
+    per free position. ``sampler``: a name or function of ``redraft.sampling.samplers`` (``ancestral`` unless given).
 
     Frozen tokens never change. A masked denoiser conditions on them exactly; under uniform, hybrid and Gaussian noise
     it is told one t for the whole row and reads them as noisy too: infilling is approximate there, whatever the steps.
@@ -104,6 +109,7 @@ def sample(
         raise ValueError(
             f"the process masks with id {process.mask_id}, the denoiser was trained with {denoiser.facts.mask_id}"
         )
+    device = device_of(denoiser) if device is None else device
     given, frozen = _layout(process, length, num if seeds is None else len(seeds), prompt, canvas, frozen)
     given, frozen = given.to(device), frozen.to(device)
     rows = given.shape[0]
@@ -127,7 +133,7 @@ def sample(
         z = _put_back(process, z, given, frozen, s, generators)
         if callback is not None:
             shown = z if query.guess is None else torch.where(frozen, given, query.guess)
-            rewritten = callback(Step(index, steps, t, s, z, shown, query.nfe))
+            rewritten = callback(Step(index, steps, t, s, z, shown, frozen, query.nfe))
             if rewritten is not None:
                 z = _put_back(process, _checked(process, rewritten, z), given, frozen, s, generators)
     tokens = _finish(process, query, z, generators, temperature)
@@ -183,8 +189,12 @@ def _plan(denoiser: Denoiser, frozen: Tensor, steps: int | None, sampler: str | 
     if steps is not None and steps < 1:
         raise ValueError(f"steps={steps}: take at least one")
     if denoiser.facts.attention != "causal":
-        return steps or 64, samplers.get(sampler or ancestral)
-    free = int((~frozen).sum(1).max())
+        return steps or DEFAULT_STEPS, samplers.get(sampler or ancestral)
+    free, most = (int(count) for count in (~frozen).sum(1).aminmax())
+    if free != most:
+        raise ValueError(
+            f"rows of {free} to {most} free positions: draw them apart, an autoregressive row takes one each"
+        )
     if bool((frozen[:, 1:] & ~frozen[:, :-1]).any()):
         raise ValueError("an autoregressive denoiser only continues a prompt: it sees nothing right of a gap")
     if samplers.get(sampler or left_to_right) is not left_to_right:
@@ -196,30 +206,30 @@ def _plan(denoiser: Denoiser, frozen: Tensor, steps: int | None, sampler: str | 
 
 def _put_back(process: Process, z: Tensor, given: Tensor, frozen: Tensor, s: float, generators: Generators) -> Tensor:
     """Restore the given tokens: as they are among ids; freshly noised to time s among vectors (RePaint's way)."""
-    if not bool(frozen.any()):
-        return z
-    if isinstance(process, Categorical):
+    if not process.vectors:
         return torch.where(frozen, given, z)
+    # drawn for rows without given tokens too: a row's draws must not depend on the rows beside it
     at = torch.full((len(z),), s, dtype=torch.float64, device=z.device)
     return torch.where(frozen[..., None], process.corrupt(given, at, generators).to(z), z)
 
 
 def _finished(process: Process, z: Tensor) -> bool:
-    return isinstance(process, Categorical) and not process.has_uniform and not bool((z == process.mask_id).any())
+    return absorbing(process) and not bool((z == process.mask_id).any())
 
 
 def _checked(process: Process, rewritten: Tensor, z: Tensor) -> Tensor:
     if rewritten.shape != z.shape:
         raise ValueError(f"the callback returned shape {tuple(rewritten.shape)} for a canvas of {tuple(z.shape)}")
-    if isinstance(process, Categorical) and not 0 <= int(rewritten.min()) <= int(rewritten.max()) < process.V:
-        raise ValueError(f"the callback wrote id {int(rewritten.max())}; states run from 0 to {process.V - 1}")
+    states = max(process.K, 0 if process.mask_id is None else process.mask_id + 1)
+    if not process.vectors and not 0 <= int(rewritten.min()) <= int(rewritten.max()) < states:
+        raise ValueError(f"the callback wrote an id outside the states, 0 to {states - 1}: {rewritten.tolist()}")
     return rewritten.to(z)
 
 
 def _finish(process: Process, query: _Query, z: Tensor, generators: Generators, temperature: float) -> Tensor:
     """The tokens at t = 0. Vectors, and masks a callback left, take one more call; only free positions are drawn."""
     zero = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-    if not isinstance(process, Categorical):
+    if process.vectors:
         return query(z, zero).argmax(-1)
     if process.mask_id is None or not bool((z == process.mask_id).any()):
         return z

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from redraft.errors import unknown
-from redraft.processes import Categorical, Process
+from redraft.processes import Process, absorbing
+from redraft.processes.base import log_prob_of
 from redraft.randomness import Generators, categorical
 
 Query = Callable[[Tensor, Tensor], Tensor]
@@ -71,7 +72,7 @@ def confidence(
     """
     logp = denoiser(z, t)
     drawn = categorical(tempered(logp, temperature), generator)
-    return reveal(process, z, s, drawn, logp.gather(-1, drawn[..., None]).squeeze(-1), frozen)
+    return reveal(process, z, s, drawn, log_prob_of(drawn, logp), frozen)
 
 
 def left_to_right(
@@ -95,13 +96,12 @@ def left_to_right(
 
 def reveal(process: Process, z: Tensor, s: Tensor, drawn: Tensor, score: Tensor, frozen: Tensor) -> Tensor:
     """Write ``drawn`` at the masked positions of highest ``score``, down to the schedule's count of masks at s."""
-    if not isinstance(process, Categorical) or process.has_uniform:
+    if not absorbing(process):
         raise ValueError(
             f"this sampler unmasks tokens and a {process.name} process has no fixed masks: use 'ancestral'"
         )
     masked = z == process.mask_id
-    alpha = process.schedule(s)[0]
-    remaining = ((1 - alpha) * (~frozen).sum(1)).round().long()
+    remaining = ((1 - process.schedule(s)[0]) * (~frozen).sum(1)).round().long()
     count = (masked.sum(1) - remaining).clamp_min(0)
     # a stable descending sort gives equal scores to the lowest index first
     order = score.masked_fill(~masked, -torch.inf if score.is_floating_point() else -z.shape[1] - 1)

@@ -100,7 +100,8 @@ class DiffusionTrainer(Trainer):
     ``model`` is an ``nn.Module`` that is a denoiser and has ``facts``, or has one as ``denoiser``; it is trained in
     place. Save it with ``redraft.models.folder``: Trainer's checkpoints hold no configuration. ``rows`` are packed;
     ``args.seed`` keys all draws, ``args.max_steps`` is the length of the run, and the global batch is
-    ``per_device_train_batch_size x processes x gradient_accumulation_steps``. Losses are nats per valid token.
+    ``per_device_train_batch_size x processes x gradient_accumulation_steps``. Losses are nats per valid token;
+    ``evaluate`` averages those of its batches, so padded rows count there as whole ones.
 
     Errors: ``ValueError`` without ``max_steps`` or with several GPUs a process; ``ImportError`` without accelerate.
     """
@@ -122,7 +123,7 @@ class DiffusionTrainer(Trainer):
             raise ValueError(f"max_steps={args.max_steps}: set TrainingArguments(max_steps=...); rows never end")
         if args.n_gpu > 1:
             raise ValueError(f"{args.n_gpu} GPUs in one process: start one process for each, with torchrun")
-        self.process, self.objective = process, objective
+        self.process, self.objective = process.to(args.device), objective
         batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         args.remove_unused_columns = False  # the batch is the objective's, not the arguments of model.forward
         denoiser = cast(nn.Module, getattr(model, "denoiser", model))

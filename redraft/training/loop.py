@@ -77,18 +77,16 @@ class Tally:
 
     steps: int = 0
     loss: float = 0.0
-    bound: float | None = 0.0
+    bound: float = 0.0
 
-    def add(self, loss: float, bound: float | None) -> None:
-        self.steps, self.loss = self.steps + 1, self.loss + loss
-        self.bound = None if bound is None or self.bound is None else self.bound + bound
+    def add(self, loss: float, bound: float) -> None:
+        self.steps, self.loss, self.bound = self.steps + 1, self.loss + loss, self.bound + bound
 
     def means(self) -> dict[str, float]:
-        means = {"loss": self.loss / self.steps}
-        return means if self.bound is None else {**means, "bound": self.bound / self.steps}
+        return {"loss": self.loss / self.steps, "bound": self.bound / self.steps}
 
 
-class Run:
+class State:
     """A run on this process: the state that a checkpoint holds, and what a step needs to change it."""
 
     def __init__(
@@ -101,10 +99,10 @@ class Run:
         out: Path,
         world: World,
     ) -> None:
-        self.config, self.model, self.rows, self.objective = config.train, model, rows, objective
+        self.train, self.model, self.rows, self.objective = config.train, model, rows, objective
         self.out, self.world = out, world
         self.shares = parallel.parts(config.train, world)
-        self.process = parallel.place_process(process, world)
+        self.process = process.to(world.device)
         self.denoiser = parallel.place(model, config.train, world)
         self.optimizers = optim.build(model, config.train)
         self.ema = Ema(model, config.train.ema)
@@ -113,10 +111,10 @@ class Run:
 
     def advance(self, stop: Stop) -> dict[str, float]:
         """One step of the algorithm; what it was like. Errors: ``ValueError`` before weights take in what diverged."""
-        train, world = self.config, self.world
+        train, world = self.train, self.world
         self.model.train()
         tokens, loss, bound = self.accumulate()
-        loss, bound, stopping = world.sum([loss, math.nan if bound is None else bound, float(stop.asked)])
+        loss, bound, stopping = world.sum([loss, bound, float(stop.asked)])
         norm = optim.clip(self.model, train.clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self.divergence(loss, norm)
@@ -128,15 +126,15 @@ class Run:
         self.step += 1
         self.ema.update(self.step)
         self.stopping = stopping > 0
-        self.tally.add(loss, None if math.isnan(bound) else bound)
+        self.tally.add(loss, bound)
         return {"loss": loss, "lr": train.lr * scale, "norm": norm, "tokens": tokens}
 
-    def accumulate(self) -> tuple[float, float, float | None]:
+    def accumulate(self) -> tuple[float, float, float]:
         """Add up the gradient of the mean loss per valid token of the global batch.
 
         Returns the global number of valid tokens, and this process's part of the mean loss and of the mean bound.
         """
-        train, world, step = self.config, self.world, self.step
+        train, world, step = self.train, self.world, self.step
         drawn = indices(step, train.batch, len(self.rows), train.seed)
         batches = [as_batch(self.rows.batch(drawn[share]), world.device) for share in self.shares]
         tokens = count_tokens(batches, train.batch, world)
@@ -149,7 +147,7 @@ class Run:
                 mean = total(loss.value, batch) / tokens
                 (mean * world.size).backward()  # processes average their gradients; here they are to add up
             losses += mean.item()
-            bounds = None if loss.bound is None or bounds is None else bounds + total(loss.bound, batch).item() / tokens
+            bounds += total(loss.bound, batch).item() / tokens
         return tokens, losses, bounds
 
     def divergence(self, loss: float, norm: float) -> ValueError:
@@ -199,7 +197,7 @@ def fit(
         torch.set_num_threads(train.threads)
     with parallel.world() as world, interrupts() as stop:
         start = starting_point(out, resume)
-        run = Run(config, model, process, objective, rows, out, world)
+        run = State(config, model, process, objective, rows, out, world)
         if start is not None:
             run.resume(start)
         loss, validation, clock = None, {}, Clock()
@@ -212,7 +210,7 @@ def fit(
                     report.row(run.step, {**now, **run.tally.means(), "tokens_per_second": speed})
                     run.tally, clock = Tally(), Clock()
                 with clock.paused():
-                    validation = call(hooks, run, report) or validation
+                    validation = call_hooks(hooks, run, report) or validation
                     if last or run.stopping or due(run.step, train.save_every):
                         run.save()
             if run.step < train.steps:
@@ -222,9 +220,9 @@ def fit(
         return Result(run.step, run.step < train.steps, loss, weights, validation)
 
 
-def call(hooks: Hooks, run: Run, report: Report) -> dict[str, float]:
+def call_hooks(hooks: Hooks, run: State, report: Report) -> dict[str, float]:
     """Validate (also after the last step) and sample, each when due; what the validation gave, or nothing."""
-    train, metrics = run.config, dict[str, float]()
+    train, metrics = run.train, dict[str, float]()
     validating = hooks.validate and (run.step == train.steps or due(run.step, train.eval_every))
     sampling = hooks.sample and due(run.step, train.sample_every)
     if not (validating or sampling):
@@ -256,7 +254,11 @@ def starting_point(out: Path, resume: bool) -> Path | None:
         raise ValueError(f"nothing to resume: {out} holds no complete checkpoint; start without resume")
     if not resume and last is not None:
         raise ValueError(f"out={str(out)!r} holds a run ({last.name}): continue it with resume, or choose another out")
-    left = {path.name for path in out.iterdir()} - {"metrics.jsonl", "checkpoints"} if out.is_dir() else set()
+    left = (
+        {path.name for path in out.iterdir()} - {"metrics.jsonl", "checkpoints", "tensorboard"}
+        if out.is_dir()
+        else set()
+    )
     if not resume and left:
         raise ValueError(f"out={str(out)!r} exists and holds {min(left)}: choose another out, or remove it")
     return last
@@ -276,9 +278,9 @@ def total(values: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def fingerprint(rows: Rows) -> str:
-    """SHA-256 of the number of rows and of eight of them: enough to notice that the text is another one."""
+    """SHA-256 of the number of rows and of a thousand of them: enough to notice that the text is another one."""
     n = len(rows)
-    sample = np.asarray(rows.batch(np.linspace(0, n - 1, 8).astype(np.int64))["ids"])
+    sample = np.asarray(rows.batch(np.linspace(0, n - 1, 1000).astype(np.int64))["ids"])
     return hashlib.sha256(f"{n} {sample.tolist()}".encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from redraft.processes import Facts, Gaussian, Process, from_dict
+from redraft.processes import Facts
 from redraft.recipes.config import TrainConfig
 
 
@@ -154,13 +154,6 @@ def shard(model: nn.Module, mixed: bool) -> nn.Module:
     for block in cast(nn.ModuleList, model.blocks):
         fully_shard(block, mp_policy=policy)
     return cast(nn.Module, fully_shard(model, mp_policy=policy))
-
-
-def place_process(process: Process, world: World) -> Process:
-    """The process with its tensors, if it has any, on this process's device."""
-    if isinstance(process, Gaussian):
-        return from_dict(process.to_dict(), process.codebook.to(world.device))
-    return process
 
 
 def full_state(model: nn.Module, world: World) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from redraft.errors import unknown
+from redraft.files import write_text
 
 Metrics = Mapping[str, float]
 
@@ -143,6 +144,4 @@ def truncate(path: Path, step: int) -> None:
         except ValueError:  # the line a killed run was writing
             continue
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text("".join(kept))
-    beside.replace(path)
+    write_text(path, "".join(kept))

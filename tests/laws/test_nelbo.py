@@ -13,7 +13,7 @@ import torch
 
 from redraft import processes
 
-from .toy import (
+from .oracle import (
     INFORMATION,
     LAW,
     ExactDenoiser,

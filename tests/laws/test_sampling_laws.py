@@ -6,13 +6,15 @@ is fixed and the test would reject a correct sampler under a random seed with pr
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from redraft import processes, sampling
+from redraft.schedules import GammaSchedule
 
-from .toy import (
+from .oracle import (
     DEPENDENCE,
     LAW,
     ExactDenoiser,
@@ -69,7 +71,7 @@ class Contextual:
 
 
 def make(name: str):
-    return PROCESSES[name]() if name in PROCESSES else processes.gaussian(CODES, gamma_min=-6.0)
+    return PROCESSES[name]() if name in PROCESSES else processes.gaussian(CODES, schedule=GammaSchedule(gamma_min=-6.0))
 
 
 # --------------------------------------------------------------------------------------------- exact propagation (T7)
@@ -386,3 +388,29 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(name, sampler):
     assert torch.equal(again.tokens, batch.tokens)
     other = sampling.sample(process, Contextual(process), num=5, seed=12, **arguments)
     assert not torch.equal(other.tokens, batch.tokens)
+
+
+@pytest.mark.parametrize(("name", "sampler"), [pair for pair in PAIRS if pair[1] != "left_to_right"])
+def test_rows_of_different_canvases_do_not_touch_one_another(name, sampler):
+    """Ragged company: rows with no, some and most tokens given are each what they are alone."""
+    process = make(name)
+    a, b = clean(process)[:2]
+    canvas = torch.tensor([[a] * 6, [b, a, a, a, b, a], [a, b, a, b, a, a]])
+    frozen = torch.tensor([[False] * 6, [True, True, False, False, True, False], [True] * 3 + [False] + [True] * 2])
+    options = {"steps": 5, "sampler": sampler}
+    batch = sampling.sample(process, Contextual(process), canvas=canvas, frozen=frozen, seeds=[5, 6, 7], **options)
+    for row, seed in enumerate(batch.seeds):
+        alone = sampling.sample(
+            process, Contextual(process), canvas=canvas[row], frozen=frozen[row], seeds=[seed], **options
+        )
+        assert torch.equal(alone.tokens[0], batch.tokens[row])
+
+
+def test_ragged_rows_of_a_left_to_right_denoiser_are_refused():
+    """It writes one token a row and step, so rows with more to write would set the pace of the others."""
+    process = processes.masked(3)
+    denoiser = Contextual(process)
+    denoiser.facts = replace(denoiser.facts, attention="causal")
+    canvas, frozen = torch.zeros(2, 3, dtype=torch.long), torch.tensor([[True, False, False], [False] * 3])
+    with pytest.raises(ValueError, match="2 to 3 free positions"):
+        sampling.sample(process, denoiser, canvas=canvas, frozen=frozen, seeds=[0, 1])

@@ -11,6 +11,7 @@ import redraft
 ROOT = Path(redraft.__file__).parent
 ORDER = [
     "errors",
+    "files",
     "randomness",
     "data",
     "schedules",
@@ -28,7 +29,7 @@ ORDER = [
     "cli",
 ]
 ALLOWED = {layer: set(ORDER[: i + 1]) for i, layer in enumerate(ORDER)}
-ALLOWED["data"] = {"data", "errors"}
+ALLOWED["data"] = {"data", "errors", "files"}
 ALLOWED["training"] -= {"sampling"}
 FILES = sorted(ROOT.rglob("*.py"))
 

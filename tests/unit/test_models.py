@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from redraft import processes
+from redraft import files, objectives, processes
 from redraft.data import build_tokenizer
 from redraft.models import Transformer, TransformerConfig, folder, widths
+from redraft.sampling import sample
 
 
 def build(process, **options):
@@ -157,7 +158,7 @@ def test_a_failed_write_leaves_the_old_file(stored):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        folder.write(stored / folder.CONFIG, fail)
+        files.write(stored / folder.CONFIG, fail)
     assert (stored / folder.CONFIG).read_bytes() == before
     assert len(list(stored.iterdir())) == 2
 
@@ -185,3 +186,34 @@ def test_transformers_reads_and_writes_the_same_folder(tmp_path, monkeypatch):
     text = "our dog s are your friend s"
     assert AutoTokenizer.from_pretrained(tmp_path / "ours")(text).input_ids == tokenizer.encode(text, pad=False)
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["mask_token_id"] == 13
+
+
+@pytest.mark.parametrize("make", [processes.masked, processes.hybrid])
+def test_a_mask_inside_the_vocabulary_is_never_written(make):
+    process = make(10, mask_id=3)
+    model = build(process, time_conditioned=True)
+    t = torch.rand(2)
+    assert float(model(torch.randint(0, 10, (2, 4)), t).detach()[..., 3].exp().max()) == 0.0
+    for temperature in (0.0, 1.0):
+        tokens = sample(process, model, length=8, num=32, steps=2, temperature=temperature).tokens
+        assert not bool((tokens == 3).any())
+    loss = objectives.nelbo(model, process, {"ids": torch.randint(4, 10, (8, 6))}, torch.rand(8)).value.mean()
+    loss.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_an_interrupted_exchange_leaves_no_model(stored, monkeypatch):
+    model, _ = folder.load(stored)
+    monkeypatch.setattr(folder, "save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        folder.save(stored, model.config, model.state_dict(), None, {"context": 6})
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        folder.load(stored)
+
+
+def test_low_precision_does_not_round_what_a_vector_says_of_its_token():
+    model = build(PROCESSES["gaussian"])
+    process, t = model.process, torch.zeros(2)
+    z = process.corrupt(torch.randint(0, 13, (2, 5)), t, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(process.output_prior(z, t), PROCESSES["gaussian"].output_prior(z, t))

@@ -34,16 +34,18 @@ def test_text_file_data_and_seed(tmp_path):
     run = runs.train("mdlm", data=text, out=tmp_path / "a", overrides=options)
     assert run.likelihood.bits_per_char is not None
     assert run.lm.about["data"]["source"] == str(text)
-    other = runs.train("mdlm", data=text, out=tmp_path / "b", overrides=options, train={"seed": 1})
+    other = runs.train("mdlm", data=text, out=tmp_path / "b", overrides={**options, "train.seed": 1})
     weights = (run.lm.denoiser.head.weight, other.lm.denoiser.head.weight)
     assert not torch.equal(*weights)
 
 
-def test_configure_accepts_names_trees_and_recipes():
+def test_configure_accepts_names_and_recipes():
     base = recipes.get("mdlm")
-    assert runs.configure("mdlm", None, {"train.lr": 1.0}) == runs.configure(base, train={"lr": 1.0})
+    assert runs.configure("mdlm", None, {"train.lr": 1.0}) == runs.configure(base, None, {"train.lr": "1.0"})
     with pytest.raises(ValueError, match=r"did you mean 'train\.lr'"):
-        runs.configure("mdlm", train={"lrr": 1.0})
+        runs.configure("mdlm", None, {"train.lrr": 1.0})
+    with pytest.raises(ValueError, match="the same field"):
+        runs.configure("mdlm", "a.txt", {"data.source": "b.txt"})
 
 
 @pytest.mark.parametrize(

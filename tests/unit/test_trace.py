@@ -22,9 +22,11 @@ def fake(kind="toy", masks=True):
     return SimpleNamespace(tokenizer=tokenizer, process=SimpleNamespace(mask_id=tokenizer.mask_id if masks else None))
 
 
-def step(index, steps, *rows):
+def step(index, steps, *rows, given=()):
     tokens = torch.tensor(rows)
-    return Step(index, steps, 1 - index / steps, 1 - (index + 1) / steps, tokens, tokens, index + 1)
+    frozen = torch.zeros_like(tokens, dtype=torch.bool)
+    frozen[:, list(given)] = True
+    return Step(index, steps, 1 - index / steps, 1 - (index + 1) / steps, tokens, tokens, frozen, index + 1)
 
 
 def marks(trace):
@@ -32,10 +34,11 @@ def marks(trace):
 
 
 def test_masks_are_written_kept_and_rewritten():
-    trace = Trace(fake(), given=1)
-    trace(step(0, 4, [0, MASK, 3, MASK], [1, 1, 1, 1]))
-    trace(step(1, 4, [0, 2, 3, MASK], [1, 1, 1, 1]))
-    trace(step(2, 4, [0, 5, 3, 4], [1, 1, 1, 1]))
+    trace = Trace(fake())
+    trace(step(0, 4, [0, MASK, 3, MASK], [1, 1, 1, 1], given=[0]))
+    trace(step(1, 4, [0, 2, 3, MASK], [1, 1, 1, 1], given=[0]))
+    trace(step(2, 4, [0, 5, 3, 4], [1, 1, 1, 1], given=[0]))
+    trace(step(0, 4, [2, 2, 2, 2], given=[0]))  # the next part of many rows: its first row is not the first
     assert marks(trace) == [
         ["given", "mask", "written", "mask"],
         ["given", "written", "kept", "mask"],
@@ -52,8 +55,8 @@ def test_without_masks_the_first_draft_is_nobodys_change():
 
 
 def test_given_positions_may_lie_anywhere():
-    trace = Trace(fake(), given=[False, True, False])
-    trace(step(0, 1, [0, 1, 2]))
+    trace = Trace(fake())
+    trace(step(0, 1, [0, 1, 2], given=[1]))
     assert marks(trace) == [["written", "given", "written"]]
 
 

@@ -169,12 +169,12 @@ def test_loss_is_the_mean_over_valid_tokens(tmp_path):
         # any value at padding, even one that is no number, must not count
         value = torch.where(batch["valid"], 2.0, torch.nan) + 0 * next(denoiser.module.parameters()).sum()
         counted.append(batch["valid"].sum().item())
-        return Loss(value, None)
+        return Loss(value, 3 * value.detach())
 
     result = fit(small.config(steps=1), small.model(), small.process(), objective, rows, out=tmp_path)
     assert counted[0] < small.BATCH * small.L
     assert result.loss == pytest.approx(2.0, rel=1e-12)
-    assert "bound" not in small.metrics(tmp_path)[0]
+    assert small.metrics(tmp_path)[0]["bound"] == pytest.approx(6.0, rel=1e-12)
 
 
 def test_rows_without_padding(tmp_path):
