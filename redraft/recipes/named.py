@@ -66,6 +66,7 @@ def toy_uniform() -> Config:
         recipe="toy_uniform",
         process=ProcessConfig(name="uniform"),
         model=replace(base.model, time_conditioned=True),
+        train=replace(base.train, steps=900),
     )
 
 
@@ -77,9 +78,9 @@ def toy_hybrid() -> Config:
 def toy_gaussian() -> Config:
     """The toy language under Gaussian noise on 13 fixed vectors at right angles."""
     base = toy_masked()
-    noise = ProcessConfig(name="gaussian", schedule="linear_gamma", gamma_min=-2.0, gamma_max=4.0)
-    longer = replace(base.train, steps=1300)
-    return replace(base, recipe="toy_gaussian", objective="cross_entropy", process=noise, train=longer)
+    noise = ProcessConfig(name="gaussian", schedule="linear_gamma", gamma_min=-3.0, gamma_max=3.0)
+    train = replace(base.train, steps=1200, lr=2e-2, muon_lr=3e-2)
+    return replace(base, recipe="toy_gaussian", objective="cross_entropy", process=noise, train=train)
 
 
 RECIPES: dict[str, Callable[[], Config]] = {

@@ -73,8 +73,8 @@ def test_parts_that_do_not_fit_are_refused_before_any_step(recipe, options, mess
         ("process.kind", "ve"),
         ("process.schedule", "sqrt"),
         ("process.dim", 8),
-        ("process.gamma_min", -3.0),
-        ("process.gamma_max", 5.0),
+        ("process.gamma_min", -2.0),
+        ("process.gamma_max", 4.0),
         ("objective", "nelbo"),
     ],
 )
