@@ -16,23 +16,21 @@ import redraft as rd
 from redraft.data import read_documents, split_held_out
 from redraft.trace import Trace
 
-PROMPTS = ["The ", "A class definition", "If the expression"]
+PROMPTS = ["The", "A class definition", "If the expression"]
 TEMPLATE = "The [MASK:2] statement is used to [MASK:6] the value of the expression."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="mdlm")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--steps", type=int, default=None, help="training steps (the recipe's own unless given)")
     options = parser.parse_args()
     started = time.time()
 
     overrides: dict[str, Any] = {} if options.steps is None else {"train.steps": options.steps}
-    run = rd.train(options.recipe, out=options.out, overrides=overrides)
+    run = rd.train("mdlm", out=options.out, overrides=overrides)
     if run.stopped or run.likelihood is None:
-        raise SystemExit(f"stopped at step {run.step}; continue with: redraft train {options.recipe} "
-                         f"--out {options.out} --resume")  # fmt: skip
+        raise SystemExit(f"stopped at step {run.step}; continue with: redraft train mdlm --out {options.out} --resume")
     bound = run.likelihood
     compressed = gzip_bits_per_char()
     print(
@@ -43,7 +41,7 @@ def main() -> None:
     trace = Trace(run.lm)
     continued = [run.lm.generate(prompt, length=48, steps=48, seed=0) for prompt in PROMPTS]
     filled = run.lm.infill(TEMPLATE, num=3, steps=16, sampler="confidence", seed=0)
-    run.lm.generate(PROMPTS[0], length=48, steps=24, seed=1, callback=trace)
+    run.lm.generate(PROMPTS[1], length=32, steps=32, seed=1, callback=trace)
     for one in continued:
         print(f"continued: {one.text!r}")
     for text in filled.texts:
@@ -58,7 +56,7 @@ def main() -> None:
         "infilling": {"template": TEMPLATE, "texts": filled.texts},
         "free_samples": free.to_dict(),
         "demo_seconds": round(time.time() - started, 1),
-        "command": f"python examples/demo.py --recipe {options.recipe} --out {options.out}",
+        "command": f"python examples/demo.py --out {options.out}",
     }
     (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     trace.save_svg(options.out / "trace.svg")
@@ -89,7 +87,7 @@ def plot_curve(out: Path, compressed: float) -> None:
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", color="C0", label="held-out bound")
     axes.axhline(compressed, color="C3", linestyle="--", label="gzip -9")
-    axes.set(xlabel="step", ylabel="bits per character", ylim=(0, min(6, max(y for _, y in training))))
+    axes.set(xlabel="step", ylabel="bits per character", ylim=(0, 1.2 * compressed))
     axes.legend()
     figure.savefig(out / "curve.png", dpi=150)
 

@@ -95,7 +95,7 @@ class Trace:
         chosen = sorted({round(i * (count - 1) / (SHOWN - 1)) for i in range(SHOWN)})
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, style="bright_black")
-        table.add_column()
+        table.add_column(overflow="fold")
         for i in chosen:
             table.add_row(f"t = {self.frames[i].t:.2f}", self.text(self.frames[i]))
         console = Console(record=True, file=io.StringIO(), width=_WIDTH)

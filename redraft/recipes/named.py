@@ -18,7 +18,17 @@ def mdlm() -> Config:
         process=ProcessConfig(name="masked"),
         model=ModelConfig(depth=2),
         data=DataConfig(source="python-docs", tokenizer="bpe", vocab=4096, length=64),
-        train=TrainConfig(steps=2000, batch=16, optimizer="muon", lr=1e-2, muon_lr=2e-2, warmup=50, decay=0.7),
+        train=TrainConfig(
+            steps=2000,
+            batch=16,
+            optimizer="muon",
+            lr=1e-2,
+            muon_lr=2e-2,
+            weight_decay=0.1,
+            warmup=50,
+            decay=0.7,
+            eval_every=250,
+        ),
         eval=EvalConfig(draws=16),
     )
 
