@@ -8,6 +8,7 @@ import signal
 import pytest
 
 import redraft
+from redraft import recipes
 
 SMALL = ["--model.depth", "1", "--train.batch", "8", "--eval.draws", "1", "--train.threads", "1"]
 
@@ -69,7 +70,8 @@ def test_a_finished_run_resumes_to_itself(run, trained):
 
 def test_resume_refuses_another_configuration(refused, trained):
     options = ["--out", trained, "--train.steps", 3, *SMALL, "--resume"]
-    refused("train", "toy_masked", *options, "--train.lr", "1", words=("train.lr", "1.0", "0.003"))
+    trained_with = recipes.get("toy_masked").train.lr
+    refused("train", "toy_masked", *options, "--train.lr", "1", words=("train.lr", "1.0", trained_with))
 
 
 def test_resume_refuses_a_damaged_checkpoint(refused, trained, tmp_path):
