@@ -15,7 +15,7 @@ from torch import Tensor
 
 from redraft.errors import unknown
 from redraft.processes import Denoiser, Facts, Process, absorbing
-from redraft.processes.base import log_prob_of, per_position
+from redraft.processes.base import log_prob_of, per_position, to_convention
 from redraft.randomness import Device, Generators
 
 Batch = Mapping[str, Tensor]
@@ -135,8 +135,7 @@ def condition(batch: Batch) -> dict[str, Tensor] | None:
 
 def log_probs(denoiser: Denoiser, process: Process, batch: Batch, z: Tensor, t: Tensor) -> Tensor:
     """The denoiser's log p in the convention of ``Process.nelbo``, (B, L, K)."""
-    logp = denoiser(z, t, condition(batch))
-    return process.to_cavity(logp, z, t) if denoiser.facts.posterior == "full" else logp
+    return to_convention(denoiser, process, denoiser(z, t, condition(batch)), z, t)
 
 
 def masked_cross_entropy(denoiser: Denoiser, batch: Batch, z: Tensor, t: Tensor, where: Tensor) -> Tensor:

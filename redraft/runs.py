@@ -84,7 +84,7 @@ def train(
         if not world.main:
             return Run(None, None, ended.stopped, ended.step, out)
         # the trained one may be sharded over processes: what is kept is a whole one
-        whole = Transformer(model.config)
+        whole = Transformer.empty(model.config)
         whole.load_state_dict(ended.weights, assign=True)
         lm = LM(whole.to(world.device).eval(), corpus.tokenizer, about)
         if ended.stopped:

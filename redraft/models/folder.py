@@ -68,8 +68,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> tuple[
     stored = read_config(folder)
     try:
         config = TransformerConfig(**stored["transformer"])
-        with torch.device("meta"):
-            model = Transformer(config)
+        model = Transformer.empty(config)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG}: damaged, {type(error).__name__} {error}") from None
     tensors = _read_weights(folder / WEIGHTS)

@@ -7,7 +7,7 @@ With ``time_conditioned`` t shifts and scales each half's input (adaLN, Peebles 
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,12 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(sizes, self.time_conditioned) for _ in range(config.depth))
         self.head = nn.Linear(sizes.width, stored["K"], bias=False)
         self.initialise()
+
+    @classmethod
+    def empty(cls, config: TransformerConfig) -> Self:
+        """A model without weights, on the meta device, to be given them by ``load_state_dict(..., assign=True)``."""
+        with torch.device("meta"):
+            return cls(config)
 
     def initialise(self) -> None:
         """Variance-preserving weights; every residual branch and the head start at zero, so log p starts uniform."""

@@ -114,6 +114,11 @@ def device_of(denoiser: Denoiser) -> torch.device:
     return next((weight.device for weight in weights), torch.device("cpu"))
 
 
+def to_convention(denoiser: Denoiser, process: Process, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """What ``denoiser`` said of z at t in the convention of ``nelbo`` and the reverse kernel, whichever it declares."""
+    return process.to_cavity(logp, z, t) if denoiser.facts.posterior == "full" else logp
+
+
 def log_prob_of(ids: Tensor, logp: Tensor) -> Tensor:
     """log p of the given ids: (..., K) at ids (...)."""
     return logp.gather(-1, ids[..., None]).squeeze(-1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redraft.processes import Denoiser, Process, absorbing
-from redraft.processes.base import device_of
+from redraft.processes.base import device_of, to_convention
 from redraft.randomness import Device, Generators, categorical, derive, generator
 from redraft.sampling import samplers
 from redraft.sampling.samplers import Sampler, ancestral, left_to_right, tempered
@@ -68,7 +68,7 @@ class _Query:
         logp = self.denoiser(z, t, self.cond)
         if self.process.vectors:
             self.guess = logp.argmax(-1)
-        return self.process.to_cavity(logp, z, t) if self.denoiser.facts.posterior == "full" else logp
+        return to_convention(self.denoiser, self.process, logp, z, t)
 
 
 @torch.no_grad()
