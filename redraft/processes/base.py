@@ -1,12 +1,14 @@
 """The contract every process keeps, and the facts a denoiser declares."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from redraft.randomness import Device, Generators
+
+Attention = Literal["full", "causal", "block", "permuted"]
 
 
 @dataclass(frozen=True)
@@ -15,24 +17,50 @@ class Facts:
 
     ``posterior``: ``cavity`` is p(x0_i | z without z_i), what the NELBO teaches and the reverse kernel wants; ``full``
     is p(x0_i | z), what cross-entropy teaches. They agree on masks and differ for every other noise.
-    ``attention="causal"`` marks a left-to-right model: position i's output depends on z before i only.
+    ``attention``: what position i's output depends on: all of z (``full``), z before i (``causal``), z up to the end of
+    i's block of ``block`` positions (``block``), or, ``permuted``, whatever order it is told (``models.contexts``).
     ``selective`` denoisers take ``where``, a (B, L) bool, and answer for those positions only, (n, K).
+    ``caches``: takes ``cache`` and ``store`` of ``Condition``, so that what stands before is computed once.
+    ``scores`` denoisers take ``scores=True`` and answer with log-scores over the V states (``models.heads.score``).
+    ``forwards``: network forwards that one call costs; more than one for denoisers made of denoisers.
     """
 
     posterior: Literal["cavity", "full"] = "cavity"
     time_conditioned: bool = False
-    attention: Literal["full", "causal"] = "full"
+    attention: Attention = "full"
+    block: int | None = None
+    scores: bool = False
     mask_id: int | None = None
     eos_id: int | None = None
     pad_id: int | None = None
     selective: bool = False
+    caches: bool = False
+    forwards: int = 1
+
+
+class Condition(TypedDict, total=False):
+    """What a transformer may be told beside z and t; every key may be left out.
+
+    ``segments`` (B, L): attention stays within equal segments. ``positions`` (L,) or (B, L): where each input stands,
+    if not at 0, 1, .. ``attend`` (L, M) or (B, L, M) bool: which keys each query sees, in place of the model's own
+    pattern (``models.contexts`` makes them). ``mixture``: ids (B, L, n) and weights (B, L, n), the weighted mean of
+    whose embeddings is read in place of z's own. ``cache``: keys and values of positions before these
+    (``models.layers.Cache``), all of which are read; with ``store`` those of these positions are put after them.
+    """
+
+    segments: Tensor
+    positions: Tensor
+    attend: Tensor
+    mixture: tuple[Tensor, Tensor]
+    cache: Any
+    store: bool
 
 
 @runtime_checkable
 class Denoiser(Protocol):
     """``denoiser(z, t, cond=None) -> log p`` of shape (B, L, K), over clean tokens, normalised over K.
 
-    z: (B, L) ids, or (B, L, D) vectors for Gaussian processes; t: (B,); cond: whatever the denoiser documents.
+    z: (B, L) ids, or (B, L, D) vectors for Gaussian processes; t: (B,); cond: ``Condition`` or whatever it documents.
     """
 
     @property
@@ -106,6 +134,47 @@ class Process(Protocol):
     def to_dict(self) -> dict[str, Any]:
         """Name and parameters, as stored in a model's configuration."""
         ...
+
+
+class Kernel(Protocol):
+    """A process among ids, for what needs its reverse kernel only; p0 (B, L, K or V) probabilities."""
+
+    @property
+    def K(self) -> int: ...  # noqa: N802
+
+    def posterior(self, p0: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The plug-in reverse kernel p(z_s | z_t = z, p0), (B, L, V)."""
+        ...
+
+
+def grid_times(u: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """u ~ U(0, 1) as a step of a chain of T: t = (1 + floor(u T)) / T, weight 1; float64."""
+    step = 1 + (u.double() * steps).floor().clamp(0, steps - 1)
+    return step / steps, torch.ones_like(step)
+
+
+def grid_before(t: Tensor, steps: int) -> Tensor:
+    """s = t - 1 / T, the step before t; exactly 0 before the first, in whose place a float32 t would leave a rest."""
+    s = t.double() - 1 / steps
+    return torch.where(s * steps < 1e-6, 0.0, s)
+
+
+def step_kl(process: Kernel, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """KL(posterior(x0; z, t, s) || posterior(p; z, t, s)), one step's term of the bound, nats per token, (B, L).
+
+    With s = 0 it is -log p(x0 | z) (D3PM, Austin et al. 2021, eq. 1, both its terms). ``logp`` has K columns, or V for
+    a model that leaves mass on [MASK].
+    """
+    truth = torch.nn.functional.one_hot(x0, process.K).to(logp)
+    p, q = process.posterior(truth, z, t, s), process.posterior(logp.exp(), z, t, s)
+    # both sum to one, so q - p may be added: every term is then a square near p = q, and float32 keeps the small KL
+    # of a short step, where the difference of two logarithms would be rounding
+    possible = p > 0
+    excess = (q - p) / torch.where(possible, p, 1.0)
+    far = possible & (excess < -0.5)  # there it is the quotient that is rounded
+    log_ratio = torch.log1p(torch.where(far, 0.0, excess))
+    log_ratio = torch.where(far, torch.log(torch.where(far, q, 1.0)) - torch.log(torch.where(far, p, 1.0)), log_ratio)
+    return torch.where(possible, p * (excess - log_ratio), q).sum(-1)
 
 
 def device_of(denoiser: Denoiser) -> torch.device:

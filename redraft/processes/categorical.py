@@ -4,94 +4,80 @@
 
 Two primitives, ``marginal`` and ``likelihood``, give posterior, jump rate and NELBO (D3PM, Austin et al. 2021; SEDD,
 Lou et al. 2023; UDLM, Schiff et al. 2024; GIDD, von Rütte et al. 2025). Coefficients are float64; tensors over the
-vocabulary keep the dtype of what came in.
+vocabulary keep the dtype of what came in. Time is continuous, or, with ``steps``, a chain of so many: the
+bound is then a sum of KLs between reverse kernels, which lies above the integral it tends to.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
 from typing import Any, Self, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redraft.processes.base import Process, log_prob_of, per_position
+from redraft.processes.base import Process, grid_before, grid_times, log_prob_of, per_position, step_kl
+from redraft.processes.fused import shares
+from redraft.processes.noises import Coefficients, Noise, masked_noise
 from redraft.randomness import Device, Generators, categorical, rand
-from redraft.schedules import Schedule
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """alpha_t, the mask's and each clean token's mass in b_t, and their derivatives; all of one shape, float64."""
-
-    alpha: Tensor
-    mask: Tensor
-    token: Tensor
-    d_alpha: Tensor
-    d_mask: Tensor
-    d_token: Tensor
-
+from redraft.schedules import Schedule, Table
 
 T_EDGE = 1e-5
 """Draws are kept this far from 0 and 1, where integrands are limits 0 times infinity."""
 
-Noise = Callable[[Tensor, Tensor, int], Coefficients]
-"""(alpha, d_alpha, number of clean tokens) -> coefficients."""
+
+def vocabulary(K: int) -> int:
+    """K, if a vocabulary can have that many clean tokens; ``ValueError`` otherwise."""
+    if K < 2:
+        raise ValueError(f"K={K}: a vocabulary needs at least 2 clean tokens")
+    return K
 
 
-def masked_noise(alpha: Tensor, d_alpha: Tensor, tokens: int) -> Coefficients:
-    zero = torch.zeros_like(alpha)
-    return Coefficients(alpha, 1 - alpha, zero, d_alpha, -d_alpha, zero)
+def mask_state(K: int, mask_id: int | None) -> int:
+    """The id of [MASK]: K unless given. Errors: ``ValueError`` for one that leaves a gap after the tokens."""
+    mask_id = K if mask_id is None else mask_id
+    if not 0 <= mask_id <= K:
+        raise ValueError(f"mask_id={mask_id} is outside 0..K={K}: it must be a token's id or the next free one")
+    return mask_id
 
 
-def uniform_noise(alpha: Tensor, d_alpha: Tensor, tokens: int) -> Coefficients:
-    zero = torch.zeros_like(alpha)
-    return Coefficients(alpha, zero, (1 - alpha) / tokens, d_alpha, zero, -d_alpha / tokens)
-
-
-def hybrid_noise(uniform_share: float) -> Noise:
-    """GIDD's mixing with gamma = 1: c = B sqrt(u (1-u)), B = 2 p_u / (1 - p_u), in its own time u = 1 - alpha.
-
-        alpha_u = (1 - u) / (1 + c)     b_u = (u 1_m + c uniform) / (1 + c)
-
-    so the uniform share peaks at p_u for u = 1/2 and all is mask at u = 1 (arXiv 2503.04482, eq. for pi_t).
-    """
-    scale = 2 * uniform_share / (1 - uniform_share)
-
-    def noise(alpha: Tensor, d_alpha: Tensor, tokens: int) -> Coefficients:
-        u, d_u = 1 - alpha, -d_alpha
-        c = scale * torch.sqrt(u * alpha)
-        # c' is infinite at both ends; inside the open interval of times it is not, and no kernel needs it at the ends
-        d_c = scale * (1 - 2 * u) / (2 * torch.sqrt((u * alpha).clamp_min(torch.finfo(u.dtype).tiny)))
-        total = 1 + c
-        return Coefficients(
-            alpha / total,
-            u / total,
-            c / total / tokens,
-            (-total - alpha * d_c) / total**2 * d_u,
-            (total - u * d_c) / total**2 * d_u,
-            d_c / total**2 / tokens * d_u,
+def check_ids(x0: Tensor, name: str, K: int, mask_id: int | None) -> None:
+    """Refuse ids that are not clean tokens: ``ValueError`` naming the first."""
+    bad = (x0 < 0) | (x0 >= K)
+    if mask_id is not None:
+        bad = bad | (x0 == mask_id)
+    if bad.any():
+        raise ValueError(
+            f"token id {int(x0[bad][0])} is not a clean token of {name}(K={K}, mask_id={mask_id}): "
+            "encode with the model's tokenizer"
         )
-
-    return noise
 
 
 class Categorical:
     """A process over ids: ``K`` clean tokens, ``V`` states (one more when [MASK] is appended after them).
 
     ``mask_id`` may also lie inside the vocabulary (released checkpoints do that): then V = K, and neither data nor
-    noise nor a denoiser may put a clean token there. Build one with ``masked``, ``uniform`` or ``hybrid``.
+    noise nor a denoiser may put a clean token there. ``steps``: T of a chain in discrete time; None is continuous
+    time. Build one with ``masked``, ``uniform``, ``hybrid`` or ``d3pm``.
     """
 
     vectors = False
 
     def __init__(
-        self, name: str, K: int, schedule: Schedule, noise: Noise, mask_id: int | None, parameters: dict[str, float]
+        self,
+        name: str,
+        K: int,
+        schedule: Schedule | Table,
+        noise: Noise,
+        mask_id: int | None,
+        parameters: dict[str, Any],
+        steps: int | None = None,
     ) -> None:
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps={steps}: a chain takes at least 1; leave it out for continuous time")
         self.name, self.K, self.schedule, self.mask_id = name, K, schedule, mask_id
         self.V = K if mask_id is None else max(K, mask_id + 1)
         self.num_tokens = K - (mask_id is not None and mask_id < K)
-        self._noise, self._parameters = noise, parameters
+        self._noise, self._parameters, self.steps = noise, parameters, steps
         self.absorbing = noise is masked_noise
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,6 +87,8 @@ class Categorical:
             "schedule": self.schedule.to_dict(),
             **self._parameters,
         }
+        if self.steps is not None:
+            facts["steps"] = self.steps
         return facts if self.mask_id is None else {**facts, "mask_id": self.mask_id}
 
     def to(self, device: Device) -> Self:
@@ -110,8 +98,11 @@ class Categorical:
     def times(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """t = u, or for hybrid noise t = u^2, with weight dt / du.
 
-        GIDD's integrand grows like t^-1/2 towards t = 0; in u it is level, and its mean can be estimated.
+        GIDD's integrand grows like t^-1/2 towards t = 0; in u it is level, and its mean can be estimated. In discrete
+        time each of the T steps is as likely: t = (1 + floor(u T)) / T.
         """
+        if self.steps is not None:
+            return grid_times(u, self.steps)
         u = u.double().clamp(T_EDGE, 1 - T_EDGE)
         return (u**2, 2 * u) if self.name == "hybrid" else (u, torch.ones_like(u))
 
@@ -132,7 +123,7 @@ class Categorical:
 
         The unit interval is cut into alpha (keep), mask, and equal shares of the clean tokens.
         """
-        self.check_ids(x0)
+        check_ids(x0, self.name, self.K, self.mask_id)
         at = self.coefficients(t)
         u = rand(x0.shape, generator, x0.device) - at.alpha
         z = x0
@@ -145,17 +136,6 @@ class Categorical:
         if self.mask_id is not None:
             z = torch.where((u >= 0) & (u < at.mask), self.mask_id, z)
         return torch.where(u < 0, x0, z)
-
-    def check_ids(self, x0: Tensor) -> None:
-        """Refuse ids that are not clean tokens: ``ValueError`` naming the first."""
-        bad = (x0 < 0) | (x0 >= self.K)
-        if self.mask_id is not None:
-            bad = bad | (x0 == self.mask_id)
-        if bad.any():
-            raise ValueError(
-                f"token id {int(x0[bad][0])} is not a clean token of {self.name}(K={self.K}, mask_id={self.mask_id}): "
-                "encode with the model's tokenizer"
-            )
 
     # --------------------------------------------------------------------------------------------- primitives
 
@@ -191,7 +171,8 @@ class Categorical:
             likelihood(z; s, t)(y) marginal(p0, s)(y) / marginal(p0, t)(z)
 
         p0 one-hot gives the true posterior. p0 must be the cavity posterior, which the D3PM parameterisation
-        (eq. 4) then turns into the exact reverse kernel; with the full posterior it samples another law.
+        (eq. 4) then turns into the exact reverse kernel; with the full posterior it samples another law. p0 has K
+        columns, or V where [MASK] is given mass too (D3PM's plain softmax).
         """
         if self.absorbing:
             return self._masked_posterior(p0, z, t, s)
@@ -201,15 +182,24 @@ class Categorical:
     def _masked_posterior(self, p0: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Fast path: a masked token is revealed with probability (alpha_s - alpha_t) / (1 - alpha_t), others stay.
 
-        It also holds where the general form is 0/0: at a revealed token to which p0 gives no mass.
+        Mass p_m on [MASK] makes that (alpha_s - alpha_t) / (1 - alpha_t + alpha_t p_m) times the other tokens' p0. It
+        also holds where the general form is 0/0: at a revealed token to which p0 gives no mass.
         """
         assert self.mask_id is not None
         early, late = self.coefficients(s), self.coefficients(t)
-        stay = ((1 - early.alpha) / (1 - late.alpha)).to(p0)[..., None]
-        reveal = (1 - stay) * self._over_states(p0)
-        is_mask_state = F.one_hot(torch.tensor(self.mask_id, device=z.device), self.V).to(p0)
+        on_mask = self._on_mask(p0)
+        total = 1 - late.alpha + late.alpha * on_mask
+        reveal = ((early.alpha - late.alpha) / total).to(p0)[..., None] * self._over_states(p0)
+        stay = ((1 - early.alpha + early.alpha * on_mask) / total).to(p0)[..., None]
+        is_mask_state = F.one_hot(torch.tensor(self.mask_id, device=z.device), self.V).bool()
         masked = (z == self.mask_id)[..., None]
-        return torch.where(masked, reveal + stay * is_mask_state, F.one_hot(z, self.V).to(p0))
+        return torch.where(masked, torch.where(is_mask_state, stay, reveal), F.one_hot(z, self.V).to(p0))
+
+    def _on_mask(self, p0: Tensor) -> Tensor:
+        """The mass a model leaves on [MASK], float64 (B, L); none, (1, 1), where it names the K clean tokens only."""
+        if self.mask_id is None or p0.shape[-1] <= self.mask_id:
+            return torch.zeros(1, 1, dtype=torch.float64, device=p0.device)
+        return p0[..., self.mask_id].double()
 
     def ancestral(self, p0: Tensor, z: Tensor, t: Tensor, s: Tensor, generator: Generators = None) -> Tensor:
         """Draw z at s from ``posterior``, every position on its own, in float64; (B, L) ids."""
@@ -231,42 +221,96 @@ class Categorical:
 
         Its mean over t ~ U(0, 1) and z ~ q_t bounds -log p(x0). One integrand serves SEDD, MDLM, MD4, RADD, UDLM, Duo
         and GIDD. For masked noise it is -alpha'/(1 - alpha) times the cross-entropy of the masked positions.
+
+        In discrete time it is T KL(posterior(x0; z, t, s) || posterior(p; z, t, s)) with s = t - 1/T, whose mean over
+        the T steps bounds -log p(x0). ``logp`` may then, and for masked noise always, have V columns: a model that
+        leaves mass on [MASK].
         """
-        if self.absorbing:
+        if self.absorbing and logp.shape[-1] == self.K:
             weight = torch.where(z == self.mask_id, self.mask_weight(t), 0.0)
             return weight.to(logp) * -log_prob_of(x0, logp)
-        return self._general_nelbo(logp, x0, z, t)
+        if self.steps is not None:
+            s, leaks = grid_before(t, self.steps), logp.shape[-1] > self.K
+            return self.steps * (step_kl(self, logp, x0, z, t, s) if leaks else self._step(logp, x0, z, t, s))
+        return self._leaking_nelbo(logp, x0, z, t) if self.absorbing else self._general_nelbo(logp, x0, z, t)
 
     def mask_weight(self, t: Tensor) -> Tensor:
-        """-alpha' / (1 - alpha): what one masked token's cross-entropy weighs in the masked NELBO; float64."""
+        """-alpha' / (1 - alpha): what one masked token's cross-entropy weighs in the masked NELBO; float64.
+
+        In discrete time T (alpha_s - alpha_t) / (1 - alpha_t), s = t - 1/T.
+        """
         alpha, d_alpha = self.schedule(per_position(t))
+        if self.steps is not None:
+            d_alpha = (alpha - self.schedule(per_position(grid_before(t, self.steps)))[0]) * self.steps
         # where 1 - alpha rounds to zero nothing is masked, and a weight that is no number would spoil that nothing
         return -d_alpha / (1 - alpha).clamp_min(torch.finfo(alpha.dtype).tiny)
 
+    def _leaking_nelbo(self, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """The masked integrand of a model with mass p_m on [MASK], which slows its reveals; n = 1 - alpha (1 - p_m).
+
+        -alpha' [ (1 - p_m) / n - 1 / (1 - alpha) + log(n / ((1 - alpha) p_x)) / (1 - alpha) ]
+        """
+        alpha, d_alpha = self.schedule(per_position(t))
+        on_mask, hidden = self._on_mask(logp.exp()), 1 - alpha
+        total = hidden + alpha * on_mask
+        slowed = (1 - on_mask) / total - 1 / hidden + torch.log(total / hidden) / hidden
+        terms = slowed.to(logp) - log_prob_of(x0, logp) / hidden.to(logp)
+        return torch.where(z == self.mask_id, -d_alpha.to(logp) * terms, 0.0)
+
     def _general_nelbo(self, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """The KL needs one sum over the vocabulary: marginal(x, t) is alpha + token at x, token or mask elsewhere."""
+        return (self.bound_weight(x0, z, t) * self.divergence(logp, x0, z, t)).to(logp)
+
+    def bound_weight(self, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """g_t(z) / q_t(z | x0): what the NELBO multiplies ``divergence`` by, (B, L) float64 (GIDD's ELBO weights)."""
         at = self.coefficients(t)
-        alpha, token = at.alpha.to(logp), at.token.to(logp)
-        log_model = torch.log(alpha[..., None] * logp.exp() + token[..., None])  # log marginal(p, t) of clean tokens
-        log_model_x = log_prob_of(x0, log_model)
-        log_sum = log_model.sum(-1)
-        if self.mask_id is not None and self.mask_id < self.K:
-            log_sum = log_sum - log_model[..., self.mask_id]
-        # the mask's own terms cancel, since p gives [MASK] no mass: both marginals hold mask_t there
-        kl = (alpha + token) * torch.log(alpha + token) + (self.num_tokens - 1) * token * torch.log(token)
-        kl = kl - alpha * log_model_x - token * log_sum
-        own = token + alpha * (z == x0)
-        log_model_z = log_prob_of(z.clamp_max(self.K - 1), log_model)
-        log_r = torch.log(own) - log_model_z
+        own = at.token + at.alpha * (z == x0)
+        return self.jump(z, t) / (own if self.mask_id is None else torch.where(z == self.mask_id, at.mask, own))
+
+    def divergence(self, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """KL(marginal(x, t) || marginal(p, t)) + r - log r - 1 for noise that reaches clean tokens, (B, L) float64.
+
+        Both marginals are token times 1 + ratio times a law of clean tokens, so that the KL needs one sum over the
+        vocabulary. The mask's own terms cancel, since p gives [MASK] no mass: both hold mask_t there.
+        """
+        at = self.coefficients(t)
+        ratio = at.alpha / at.token
+        total, at_x0, at_z = shares(logp, ratio, x0, z.clamp_max(self.K - 1))
+        kl = _spread(ratio, at_x0, total)
+        log_r = torch.log1p(ratio * (z == x0)) - torch.log1p(ratio * at_z.exp())
         if self.mask_id is not None:
-            is_mask = z == self.mask_id
-            own = torch.where(is_mask, at.mask.to(logp), own)
-            log_r = torch.where(is_mask, 0.0, log_r)
-        return self.jump(z, t).to(logp) / own * (kl + torch.expm1(log_r) - log_r)
+            log_r = torch.where(z == self.mask_id, 0.0, log_r)
+        return at.token * kl + torch.expm1(log_r) - log_r
+
+    def _step(self, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """``step_kl`` for noise that reaches clean tokens, with one sum over the vocabulary. With N = q_t(z | x) it is
+
+            1/N sum_y lik(y) marginal(x, s)(y) log(marginal(x, s)(y) / marginal(p, s)(y)) - log(N / marginal(p, t)(z))
+
+        where lik(y) = q(z | y) is one number for all y, and more for y = z. At s = 0 the logarithm is -log p(x).
+        """
+        early, late, same = self.coefficients(s), self.coefficients(t), z == x0
+        keep, first = late.alpha / early.alpha, early.token <= 0
+        ratio_s = torch.where(first, 0.0, early.alpha / torch.where(first, 1.0, early.token))
+        ratio_t = late.alpha / late.token.clamp_min(torch.finfo(torch.float64).tiny)
+        total, at_x0, at_z = shares(logp, ratio_s, x0, z.clamp_max(self.K - 1))
+        spread = torch.where(first, -at_x0, early.token * _spread(ratio_s, at_x0, total))
+        log_early = torch.log1p(ratio_s * same) - torch.log1p(ratio_s * at_z.exp())
+        log_early = torch.where(first, -at_x0 * same, log_early)
+        log_late = torch.log1p(ratio_t * same) - torch.log1p(ratio_t * at_z.exp())
+        stays = keep * (early.token + early.alpha * same)
+        into, own = late.token - keep * early.token, late.token + late.alpha * same
+        if self.mask_id is None:
+            return ((into * spread + stays * log_early) / own - log_late).to(logp)
+        is_mask = z == self.mask_id
+        into, own = torch.where(is_mask, late.mask - keep * early.mask, into), torch.where(is_mask, late.mask, own)
+        return (into * spread / own + torch.where(is_mask, 0.0, stays * log_early / own - log_late)).to(logp)
 
     def prior_kl(self, x0: Tensor) -> Tensor:
-        """KL(q_1(. | x0) || prior) = 0: every schedule reaches alpha = 0. (B, L)."""
-        return torch.zeros(x0.shape, dtype=torch.float64, device=x0.device)
+        """KL(q_1(. | x0) || prior), nats per token, (B, L): 0 unless uniform noise ends short of alpha = 0 (D3PM's)."""
+        alpha = self.schedule(torch.ones(1, dtype=torch.float64))[0].item()
+        kept, spread = alpha + (1 - alpha) / self.K, (1 - alpha) / self.K
+        kl = kept * math.log(self.K * kept) + (self.K - 1) * spread * math.log1p(-alpha) if alpha else 0.0
+        return torch.full(x0.shape, kl, dtype=torch.float64, device=x0.device)
 
     # ------------------------------------------------------------------------------------ cavity and full posterior
 
@@ -289,6 +333,11 @@ class Categorical:
             same = same & (z != self.mask_id)[..., None]
         ratio = torch.log((at.alpha + at.token) / at.token)
         return torch.where(same, ratio.to(logp)[..., None], 0.0)
+
+
+def _spread(ratio: Tensor, at_x0: Tensor, total: Tensor) -> Tensor:
+    """sum_j q_j log(q_j / m_j), q = 1 + ratio 1_x and m = 1 + ratio p over clean tokens; total = sum_j log m_j."""
+    return (1 + ratio) * torch.log1p(ratio) - ratio * torch.log1p(ratio * at_x0.exp()) - total
 
 
 def absorbing(process: Process) -> TypeGuard[Categorical]:

@@ -115,6 +115,84 @@ def test_an_unknown_name_offers_the_nearest():
         processes.masked(3, schedule="cosin_squared")
 
 
+# ------------------------------------------------------------------------------------------------------- inverse
+
+
+def everywhere():
+    """alpha over [0, 1], both ends and their neighbourhoods included."""
+    tail = 10.0 ** -torch.arange(1, 14, dtype=torch.float64)
+    return torch.cat([torch.linspace(0, 1, 101, dtype=torch.float64), tail, 1 - tail]).sort().values
+
+
+@pytest.mark.parametrize("name", schedules.NAMES)
+def test_inverse_is_the_inverse(name):
+    """schedule(inverse(a)) = a to 1e-12, in closed form and by bisection, and the ends are met exactly."""
+    schedule, alpha = schedules.get(name), everywhere()
+    t = schedule.inverse(alpha)
+    assert t.dtype == torch.float64
+    assert ((t >= 0) & (t <= 1)).all()
+    torch.testing.assert_close(schedule(t)[0], alpha, rtol=0, atol=1e-12)
+    assert schedule.inverse(torch.tensor([1.0, 0.0])).tolist() == [0.0, 1.0]
+    halved = schedules.bisect(lambda t: schedule(t)[0], alpha)
+    torch.testing.assert_close(schedule(halved)[0], alpha, rtol=0, atol=1e-12)
+    inside = (alpha > 0.01) & (alpha < 0.99)
+    torch.testing.assert_close(t[inside], halved[inside], rtol=1e-9, atol=1e-12)
+    grid = torch.rand(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(schedule(schedule.inverse(grid))[0], grid, rtol=0, atol=1e-12)
+
+
+def test_inverse_refuses_what_is_no_probability():
+    for schedule in (schedules.get("linear"), schedules.Table.of_betas("x", torch.tensor([0.5, 1.0]))):
+        for value in (-0.1, 1.1, math.nan):
+            with pytest.raises(ValueError, match=str(value)):
+                schedule.inverse(torch.tensor([0.5, value], dtype=torch.float64))
+
+
+# ------------------------------------------------------------------------------------------------- discrete time
+
+
+@pytest.mark.parametrize("name", schedules.BETAS)
+@pytest.mark.parametrize("steps", [1, 7, 1000])
+def test_table_is_the_product_of_what_each_step_keeps(name, steps):
+    betas = schedules.BETAS[name](steps)
+    table = schedules.Table.of_betas(name, betas)
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    kept = [1.0]
+    for beta in betas.tolist():
+        kept.append(kept[-1] * (1 - beta))
+    torch.testing.assert_close(table(t)[0], torch.tensor(kept, dtype=torch.float64), rtol=1e-12, atol=0)
+    alpha, derivative = table(T)
+    steps_up = table(T + 1e-9)[0] - table(T - 1e-9)[0]
+    smooth = (T * steps - (T * steps).round()).abs() > 1e-4
+    torch.testing.assert_close(derivative[smooth], (steps_up / 2e-9)[smooth], rtol=1e-4, atol=1e-6)
+    assert (alpha.diff() <= 0).all()
+    reached = table.alphas[-1].item() + (1 - table.alphas[-1].item()) * torch.linspace(0, 1, 9, dtype=torch.float64)
+    torch.testing.assert_close(table(table.inverse(reached))[0], reached, rtol=0, atol=1e-12)
+
+
+def test_t15_reciprocal_betas_are_the_line():
+    """T15: beta_i = 1 / (T - i + 1) leaves alpha_i = 1 - i / T, 1e-14."""
+    for steps in (1, 2, 16, 1000):
+        alphas = schedules.Table.of_betas("reciprocal", schedules.BETAS["reciprocal"](steps)).alphas
+        expected = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
+        torch.testing.assert_close(alphas, expected, rtol=0, atol=1e-14)
+        assert alphas[-1] == 0
+
+
+def test_cosine_betas_follow_the_cosine_until_clipped():
+    i = torch.arange(1001, dtype=torch.float64)
+    curve = torch.cos((i / 1000 + 0.008) / 1.008 * math.pi / 2)
+    table = schedules.Table.of_betas("cosine", schedules.BETAS["cosine"](1000))
+    torch.testing.assert_close(table.alphas[:-1], (curve / curve[0])[:-1], rtol=1e-10, atol=0)
+    assert table.alphas[-1].item() == pytest.approx(table.alphas[-2].item() * 0.001, rel=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.0, -0.1, 1.5, math.nan])
+def test_a_beta_out_of_range_is_named(beta):
+    with pytest.raises(ValueError, match=f"beta={beta}.* step 2"):
+        schedules.Table.of_betas("custom", torch.tensor([0.1, beta, 1.0], dtype=torch.float64))
+
+
 # ---------------------------------------------------------------------------------------------- gamma = -log SNR
 
 GAMMAS = ["linear_gamma", *schedules.NAMES]
