@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from redraft import objectives
-from redraft.objectives import Batch
+from redraft.models import contexts
+from redraft.objectives import Batch, over_counts
 from redraft.processes import Denoiser, Process, absorbing
-from redraft.randomness import Generators, rand
+from redraft.randomness import Generators
 
 Score = Callable[[Denoiser, Process, Batch, Tensor, Generators], Tensor]
 """(denoiser, process, batch, u, generator) -> one unbiased draw of the bound, nats per token, (B, L)."""
@@ -24,29 +24,52 @@ def over_times(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, ge
     return objectives.nelbo(denoiser, process, batch, u, generator).bound
 
 
-def over_counts(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
-    """(n / k) times the cross-entropy of k masked tokens, a uniformly random subset of the row's n valid ones."""
-    ids = batch["ids"]
-    valid = objectives.valid(batch)
-    n = valid.sum(1)
-    k = 1 + (u.to(ids.device) * n).floor().long().clamp_max(n - 1)
-    rank = rand(ids.shape, generator, ids.device).masked_fill(~valid, 2.0).argsort(1).argsort(1)
-    masked = rank < k[:, None]
-    assert process.mask_id is not None
-    z = torch.where(masked, process.mask_id, ids)
-    # this denoiser does not read t; the share of masks is what it would be told
-    return objectives.masked_cross_entropy(denoiser, batch, z, k / n, masked) * (n / k)[:, None]
+def over_block_times(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
+    """The NELBO of every block at a time of its own, over the whole range of mask rates."""
+    return objectives.bd3lm(denoiser, process, batch, u, generator, mask_min=0.0, mask_max=1.0).bound
+
+
+def over_block_counts(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
+    """``over_counts`` block by block: k of each block's n valid tokens masked, the clean blocks before it told."""
+    block = objectives.block_of(denoiser)
+    z, masked, weight = objectives.some_masked(process, batch, u, generator, block)
+    rank = contexts.block_ranks(z.shape[1], block, z.device)
+    return objectives.two_stream_cross_entropy(denoiser, batch, z, 1 / weight, rank, masked) * weight
+
+
+def over_single_tokens(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
+    """-log p(x_i | x_<i) of a model whose blocks are single tokens."""
+    return over_block_times(denoiser, process, batch, u, generator)
+
+
+def over_orders(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
+    """-log p(x_i | those before it) in a random order: exact for that order, and on average over orders a bound."""
+    return objectives.any_order(denoiser, process, batch, u, generator).bound
 
 
 ESTIMATORS: dict[Score, str] = {
     exact: "chain rule, exact",
     over_times: "continuous-time NELBO, stratified t",
     over_counts: "NELBO, k of n tokens masked, stratified k",
+    over_block_times: "block NELBO, continuous time, stratified t per block",
+    over_block_counts: "block NELBO, k of n tokens masked per block, stratified k",
+    over_single_tokens: "chain rule, exact, in blocks of one token",
+    over_orders: "any-order chain rule, exact per order, random orders",
 }
+EXACT: tuple[Score, ...] = (exact, over_single_tokens)
+"""Those that draw nothing: their value is -log p itself."""
 
 
 def choose(denoiser: Denoiser, process: Process) -> Score:
     """The estimator of least variance that this denoiser and process allow."""
     if denoiser.facts.attention == "causal":
         return exact
-    return over_counts if absorbing(process) and not denoiser.facts.time_conditioned else over_times
+    if denoiser.facts.attention == "permuted":
+        return over_orders
+    if denoiser.facts.attention == "block":
+        if denoiser.facts.block == 1:
+            return over_single_tokens
+        return over_block_times if denoiser.facts.time_conditioned else over_block_counts
+    # k-DCE is the mean of the continuous bound; that of T steps lies above it
+    counts = absorbing(process) and process.steps is None and not denoiser.facts.time_conditioned
+    return over_counts if counts else over_times

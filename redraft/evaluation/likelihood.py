@@ -10,7 +10,7 @@ from torch import Tensor
 
 from redraft import objectives
 from redraft.data import Packed
-from redraft.evaluation.estimators import ESTIMATORS, Score, choose, exact
+from redraft.evaluation.estimators import ESTIMATORS, EXACT, Score, choose
 from redraft.processes import Denoiser, Process
 from redraft.processes.base import device_of
 from redraft.processes.time import stratified
@@ -67,6 +67,7 @@ def likelihood(
     draws, which keeps the mean unbiased and its variance low. ``rows`` takes only that many, evenly spread. A masked
     denoiser that does not read t is scored with k of its n tokens masked, k ~ U{1..n}, weight n / k: the same mean as
     the integral over t (RADD's k-DCE, arXiv 2406.03736) without the rare weights of 1 / t that upset an error bar.
+    A block model is scored so block by block, and one of any order in random orders, exactly in each.
 
     Errors: ``ValueError`` for fewer than 1 draw or 2 rows.
     """
@@ -76,8 +77,8 @@ def likelihood(
         raise ValueError(f"{min(len(packed), rows or 2)} rows: an error bar needs at least 2; pass a longer text")
     device = device_of(denoiser) if device is None else device
     score = choose(denoiser, process)
-    causal = score is exact
-    draws = 1 if causal else draws
+    exact = score in EXACT
+    draws = 1 if exact else draws
     chosen = np.arange(len(packed)) if rows is None else np.linspace(0, len(packed) - 1, min(rows, len(packed)))
     chosen = np.unique(chosen.astype(np.int64))
     total, count = _row_sums(denoiser, process, score, packed, chosen, draws, seed, device)
@@ -94,7 +95,7 @@ def likelihood(
         bits_per_char_error=None if per_char is None else error * per_char,
         perplexity=math.exp(mean) if mean < _EXP_LIMIT else math.inf,
         estimator=ESTIMATORS[score],
-        is_bound=not causal,
+        is_bound=not exact,
         draws=draws,
         rows=len(chosen),
         tokens=int(count.sum()),

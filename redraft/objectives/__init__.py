@@ -1,0 +1,149 @@
+"""Training objectives: (denoiser, process, batch, u, generator) -> loss per token, and the bound it reports.
+
+The loss is what gradients come from; the bound is the NELBO of the same draw, in nats per token. A reweighted loss is
+not a likelihood, so the two are kept apart, and ``Spec.is_bound`` says which of them an objective's own value is.
+"""
+
+import inspect
+from functools import partial
+from typing import Any, cast
+
+from redraft.errors import unknown
+from redraft.objectives.base import (
+    Batch,
+    Loss,
+    Objective,
+    Spec,
+    as_batch,
+    bound,
+    condition,
+    corrupt,
+    log_probs,
+    masked_cross_entropy,
+    valid,
+)
+from redraft.objectives.blocks import (
+    any_order,
+    bd3lm,
+    block_of,
+    block_times,
+    choose_range,
+    retune,
+    two_stream_cross_entropy,
+)
+from redraft.objectives.distil import dcd
+from redraft.objectives.finite import d3pm
+from redraft.objectives.flow_matching import dfm
+from redraft.objectives.hybrid import gidd
+from redraft.objectives.masked import maskgit, md4, mdlm, over_counts, radd, some_masked
+from redraft.objectives.per_token import diffusionbert, genmd4
+from redraft.objectives.plain import autoregressive, cross_entropy, nelbo
+from redraft.objectives.score import concrete_score_matching, csm, sedd
+from redraft.objectives.uniform import duo, udlm
+from redraft.processes import Facts, Process, absorbing
+
+OBJECTIVES: dict[str, Spec] = {
+    "nelbo": Spec(nelbo, is_bound=True, attention=("full",)),
+    "cross_entropy": Spec(cross_entropy, is_bound=False),
+    "udlm": Spec(udlm, is_bound=True, processes=("uniform",)),
+    "duo": Spec(duo, is_bound=False, processes=("uniform",), time="continuous"),
+    "dcd": Spec(dcd, is_bound=False, processes=("uniform",), time="continuous"),
+    "gidd": Spec(gidd, is_bound=False, processes=("hybrid",), time="continuous"),
+    "dfm": Spec(dfm, is_bound=False, processes=("masked", "uniform")),
+    "mdlm": Spec(mdlm, is_bound=True, processes=("masked",)),
+    "md4": Spec(md4, is_bound=True, processes=("masked",)),
+    # three of its variants are bounds, t_dce is none
+    "radd": Spec(radd, is_bound=False, processes=("masked",), time="continuous"),
+    "maskgit": Spec(maskgit, is_bound=False, processes=("masked",)),
+    "sedd": Spec(sedd, is_bound=True, processes=("masked", "uniform", "hybrid"), time="continuous"),
+    "csm": Spec(csm, is_bound=False, processes=("masked", "uniform", "hybrid"), time="continuous"),
+    "d3pm": Spec(d3pm, is_bound=False, processes=("masked", "uniform", "hybrid", "d3pm"), time="discrete"),
+    "diffusionbert": Spec(diffusionbert, is_bound=False, processes=("spindle",)),
+    "genmd4": Spec(genmd4, is_bound=False, processes=("learned",)),
+    "autoregressive": Spec(autoregressive, is_bound=True, processes=("masked",), attention=("causal",)),
+    "any_order": Spec(any_order, is_bound=True, processes=("masked",), attention=("permuted",)),
+    # a bound as long as mask rates are drawn from their whole range, which training may narrow
+    "bd3lm": Spec(bd3lm, is_bound=False, processes=("masked",), attention=("block",)),
+}
+
+
+def spec(name: str) -> Spec:
+    """What is known of an objective. Errors: ``ValueError`` for an unknown name, with the nearest."""
+    if name not in OBJECTIVES:
+        raise unknown("objective", name, OBJECTIVES)
+    return OBJECTIVES[name]
+
+
+def get(name: str, **options: Any) -> Objective:
+    """The objective of a name, with its options set; those that are None keep the objective's own default.
+
+    Errors: ``ValueError`` for an unknown name, or an option this objective does not have, naming the nearest.
+    """
+    function = spec(name).function
+    known = [one.name for one in inspect.signature(function).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    chosen = {option: value for option, value in options.items() if value is not None}
+    for option in chosen:
+        if option not in known:
+            raise ValueError(f"objective {name!r} has no option {option!r}; it has {sorted(known) or 'none'}")
+    return partial(function, **chosen) if chosen else function
+
+
+def at(objective: Objective, progress: float) -> Objective:
+    """The objective when ``progress`` in [0, 1] of the training is done; itself, unless it has a curriculum."""
+    if "progress" not in inspect.signature(objective).parameters:
+        return objective
+    scheduled: Objective = partial(cast(Any, objective), progress=progress)
+    return scheduled
+
+
+def check(objective: str, process: Process, facts: Facts) -> None:
+    """Refuse, before any step, combinations that cannot train: ``ValueError``."""
+    fits = spec(objective)
+    if fits.processes and process.name not in fits.processes:
+        raise ValueError(
+            f"objective {objective!r} with a {process.name} process: it is defined for {', '.join(fits.processes)}"
+        )
+    discrete = getattr(process, "steps", None) is not None
+    if fits.time != "any" and discrete != (fits.time == "discrete"):
+        fix = "set process.steps" if fits.time == "discrete" else "process.steps=none"
+        raise ValueError(f"objective {objective!r} goes together with a process in {fits.time} time: {fix}")
+    if facts.attention not in fits.attention:
+        trained = [name for name, other in OBJECTIVES.items() if facts.attention in other.attention]
+        raise ValueError(
+            f"objective {objective!r} with model.attention={facts.attention}: it goes together with "
+            f"{' or '.join(fits.attention)}; {facts.attention} attention is trained by {', '.join(trained)}"
+        )
+    if not (absorbing(process) or process.vectors or facts.time_conditioned):
+        raise ValueError(f"a {process.name} process needs the time: set model.time_conditioned=True")
+
+
+__all__ = [
+    "OBJECTIVES",
+    "Batch",
+    "Loss",
+    "Objective",
+    "Spec",
+    "any_order",
+    "as_batch",
+    "at",
+    "autoregressive",
+    "bd3lm",
+    "block_of",
+    "block_times",
+    "bound",
+    "check",
+    "choose_range",
+    "concrete_score_matching",
+    "condition",
+    "corrupt",
+    "cross_entropy",
+    "get",
+    "log_probs",
+    "masked_cross_entropy",
+    "nelbo",
+    "over_counts",
+    "retune",
+    "some_masked",
+    "two_stream_cross_entropy",
+    "valid",
+]
