@@ -4,7 +4,7 @@ from redraft.data import toy
 from redraft.data.corpora import CORPORA
 from redraft.data.packing import Data, DataConfig, Packed, indices, load_data, load_text, order, pack
 from redraft.data.sources import read_documents, split_held_out
-from redraft.data.tokenizers import Tokenizer, build_tokenizer, parse_template
+from redraft.data.tokenizers import Tokenizer, build_tokenizer, parse_template, pretrained
 
 __all__ = [
     "CORPORA",
@@ -19,6 +19,7 @@ __all__ = [
     "order",
     "pack",
     "parse_template",
+    "pretrained",
     "read_documents",
     "split_held_out",
     "toy",

@@ -171,6 +171,14 @@ def build_tokenizer(name: str, texts: Iterable[str] = (), vocab: int = 2048) -> 
     return Tokenizer.load(name) if Path(name).is_dir() else _hugging_face(name)
 
 
+def pretrained(name: str, pad_token: str | None = None) -> Tokenizer:
+    """The Hugging Face tokenizer of a folder or id; ``pad_token`` is appended as padding if it has none.
+
+    Errors: ``ValueError`` for one that cannot be had.
+    """
+    return _hugging_face(name, pad_token)
+
+
 def parse_template(text: str) -> list[str | int]:
     r"""Split a template into its texts and the lengths of its spans: ``[MASK]`` is one token, ``[MASK:3]`` three.
 
@@ -257,7 +265,7 @@ _BUILDERS: dict[str, Callable[[Iterable[str], int], tokenizers.Tokenizer]] = {
 }
 
 
-def _hugging_face(name: str) -> Tokenizer:
+def _hugging_face(name: str, pad_token: str | None = None) -> Tokenizer:
     from transformers import AutoTokenizer  # seconds to import: only for those who need it
 
     try:
@@ -268,6 +276,8 @@ def _hugging_face(name: str) -> Tokenizer:
         raise ValueError(f"cannot load the tokenizer {name!r} ({reason}); use one of {choice}") from None
     if not isinstance(getattr(hf, "backend_tokenizer", None), tokenizers.Tokenizer):
         raise ValueError(f"{name}: {type(hf).__name__} has no tokenizer.json; convert it to a fast tokenizer first")
+    if pad_token is not None and hf.pad_token is None:
+        hf.add_special_tokens({"pad_token": pad_token})
     if hf.mask_token is None:
         hf.add_special_tokens({"mask_token": MASK})
     return Tokenizer(hf.backend_tokenizer, "hf", hf)

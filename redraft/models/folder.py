@@ -5,7 +5,7 @@ beside and renamed, config.json last: a folder with a config.json is whole. Noth
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE, ARCHITECTURE = "redraft", "RedraftForMaskedLM"
 PREFIX = "model."
 """The wrapper for ``transformers`` holds the transformer under this name, so stored keys begin with it."""
+_PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def save(
@@ -32,15 +33,22 @@ def save(
     about: Mapping[str, Any] | None = None,
 ) -> None:
     """Store a model. ``weights`` is its ``state_dict()``; ``about`` (JSON values) is kept as it is, under "about"."""
+    tensors = {PREFIX + name: value for name, value in weights.items()}
+    write_model(folder, tensors, json.dumps(to_json(config, tensors, about or {}), indent=2) + "\n", tokenizer)
+
+
+def write_model(
+    folder: str | Path, tensors: Mapping[str, Tensor], config: str, tokenizer: Tokenizer | None = None
+) -> None:
+    """Write the files of any model's folder, config.json last."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # while its parts are exchanged, the folder is no model
     if tokenizer is not None:
         tokenizer.save(folder)
-    tensors = {PREFIX + name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    write(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    text = json.dumps(to_json(config, tensors, about or {}), indent=2) + "\n"
-    write_text(folder / CONFIG, text)
+    kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write(folder / WEIGHTS, lambda path: save_file(kept, path, metadata={"format": "pt"}))
+    write_text(folder / CONFIG, config)
 
 
 def to_json(config: TransformerConfig, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,40 +74,70 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> tuple[
     """
     folder = Path(folder)
     stored = read_config(folder)
+    if not is_ours(stored):
+        raise ValueError(
+            f"{folder / CONFIG}: model_type {stored.get('model_type')!r} is not supported; known: {MODEL_TYPE!r}"
+        )
     try:
         config = TransformerConfig(**stored["transformer"])
         model = Transformer.empty(config)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG}: damaged, {type(error).__name__} {error}") from None
-    tensors = _read_weights(folder / WEIGHTS)
-    _compare(folder / WEIGHTS, {name: value.shape for name, value in model.state_dict().items()}, tensors)
-    model.load_state_dict(tensors, strict=True, assign=True)
+    put_weights(model, folder, lambda name: PREFIX + name)
     return model.to(device).eval(), stored.get("about", {})
 
 
+def put_weights(model: torch.nn.Module, folder: Path, stored_as: Callable[[str], str]) -> None:
+    """Give ``model`` the tensors in ``folder``, all of them and no other, each as it is stored.
+
+    ``stored_as`` turns a name in ``state_dict()`` into the file's. Errors: ``ValueError`` naming what does not fit.
+    """
+    tensors = _read_weights(folder / WEIGHTS)
+    expected = {stored_as(name): (name, value.shape) for name, value in model.state_dict().items()}
+    _compare(folder / WEIGHTS, {key: shape for key, (_, shape) in expected.items()}, tensors)
+    model.load_state_dict({expected[key][0]: value for key, value in tensors.items()}, strict=True, assign=True)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of one of our folders. Errors: ``ValueError`` saying why it is none."""
+    """What config.json says. Errors: ``ValueError`` for none, or a damaged one."""
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder}: no {CONFIG} in it; pass the folder of a finished run or of a saved model")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        model_type = stored.get("model_type")
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: damaged, {error}") from None
-    if model_type != MODEL_TYPE:
-        raise ValueError(f"{path}: model_type {model_type!r} is not supported; known: {MODEL_TYPE!r}")
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path}: damaged, it holds no JSON object")
     return stored
+
+
+def is_ours(stored: Mapping[str, Any]) -> bool:
+    """Whether config.json is one that ``save`` wrote, and not a released checkpoint's."""
+    return stored.get("model_type") == MODEL_TYPE
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; copy the folder again")
+        raise ValueError(_missing(path))
     try:
         with safe_open(path, framework="pt") as file:
-            return {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged, {error}; copy the folder again") from None
+
+
+def _missing(path: Path) -> str:
+    """Why there are no weights to read, and what to do about it."""
+    pickled = sorted(one.name for one in path.parent.iterdir() if one.suffix in _PICKLED)
+    if not pickled:
+        return f"{path}: no such file, and weights are read from nowhere else; copy the folder again, or convert them"
+    return (
+        f"{path}: no such file. {pickled[0]} is a pickle, which can run code when it is read, so it is not; if you "
+        f"trust it, convert it: tensors = torch.load({pickled[0]!r}, weights_only=True), then "
+        f"safetensors.torch.save_file({{k: v.clone().contiguous() for k, v in tensors.items()}}, {WEIGHTS!r}). "
+        "A Lightning checkpoint holds them under 'state_dict', together with some that are no weights"
+    )
 
 
 def _compare(path: Path, expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> None:

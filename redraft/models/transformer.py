@@ -1,47 +1,23 @@
 """Our denoiser: a transformer that reads a noisy canvas whole and names the clean token at every position.
 
-Shapes: B batch, L length, K clean tokens, V input states, D codebook width, E model width, H heads.
-Sinusoidal and rotary positions (Su et al. 2021), RMSNorm before each half of a block, QK-norm, SwiGLU, no dropout.
-With ``time_conditioned`` t shifts and scales each half's input (adaLN, Peebles & Xie 2023, without the gates).
+Shapes: B batch, L length, K clean tokens, V input states, D codebook width, E model width.
 """
 
-import math
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redraft import processes
+from redraft.models import contexts, heads
+from redraft.models.layers import HEAD, TIME_FEATURES, Block, Reading, norm, sinusoids, time_features, widths
 from redraft.processes import Facts, Gaussian, Process
+from redraft.processes.base import Attention, Condition, per_position
 
-_TIME_FEATURES = 128
-_HEAD = 64
-"""Width of an attention head."""
-
-
-@dataclass(frozen=True)
-class Widths:
-    """All sizes that follow from ``depth``."""
-
-    width: int
-    heads: int
-    hidden: int
-
-
-def widths(depth: int) -> Widths:
-    """The one dial: width = 64 depth in heads of 64, SwiGLU hidden = 8/3 width rounded up to 64.
-
-    A block then holds about 12 width^2 weights whatever the depth (4 of attention, 8 of SwiGLU), and depth over width
-    stays constant, so that depth alone walks along one line of shapes: 2 is 0.4M inner weights, 6 is 10.6M, 12 is 85M.
-
-    Errors: ``ValueError`` for a depth below 1.
-    """
-    if depth < 1:
-        raise ValueError(f"depth={depth}: a transformer needs at least 1 block")
-    width = _HEAD * depth
-    return Widths(width, heads=depth, hidden=64 * math.ceil(8 * width / 3 / 64))
+FULL = ("gaussian", "spindle", "learned")
+"""Processes whose bound teaches the full posterior."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +27,9 @@ class TransformerConfig:
     process: dict[str, Any]
     depth: int = 4
     time_conditioned: bool = False
-    causal: bool = False
+    attention: Attention = "full"
+    block: int | None = None
+    head: str | None = None
     eos_id: int | None = None
     pad_id: int | None = None
 
@@ -63,41 +41,50 @@ class Transformer(nn.Module):
     """The denoiser ``(z, t, cond) -> log p`` over clean tokens, (B, L, K).
 
     z: (B, L) ids, or (B, L, D) vectors for a Gaussian process, of which each is read as the mixture of token embeddings
-    that q(z_i | token) suggests: that likelihood is all z_i says about its token, and knows t. cond: None or
-    ``{"segments": (B, L)}``; attention stays within equal segments. ``where`` (B, L) bool asks for those positions only
-    and returns (n, K), in row-major order.
+    that q(z_i | token) suggests: that likelihood is all z_i says about its token, and knows t. cond: None or a
+    ``Condition``. ``where`` (B, L) bool asks for those positions only and returns (n, K), in row-major order.
 
-    t: (B,), told to the blocks only when ``time_conditioned``. The exact denoiser needs it for uniform and hybrid
-    noise; among masks it is free of t, and vectors are read knowing t already.
+    t: (B,) or (B, L), told to the blocks only when ``time_conditioned``. The exact denoiser needs it for uniform and
+    hybrid noise; among masks it is free of t, and vectors are read knowing t already.
 
-    ``causal`` makes it the autoregressive baseline: it reads [MASK], z_1 .. z_{L-1}, so that position i's output
-    depends on z before i only.
+    ``attention``: see ``Facts``. A causal model is the autoregressive baseline: it reads [MASK], z_1 .. z_{L-1}. A
+    permuted one reads every token that is not [MASK], and [MASK] only at the position itself. ``head``: see ``heads``.
 
-    Errors: ``ValueError`` for a causal model of anything but a masked process.
+    A block model carries in ``noise_range`` the mask rates it is trained at, a choice that training renews
+    (``objectives.blocks``).
+
+    Errors: ``ValueError`` for attention other than full with anything but a masked process, block attention without a
+    block or the reverse, a head that does not fit the process.
     """
 
     codebook: Tensor
 
-    def __init__(self, config: TransformerConfig, codebook: Tensor | None = None) -> None:
+    def __init__(self, config: TransformerConfig, tensor: Tensor | None = None) -> None:
+        """``tensor`` is what the process keeps among the weights (``processes.tensor_of``), if it keeps one."""
         super().__init__()
         self.config = config
         sizes = widths(config.depth)
         stored = config.process
-        if config.causal and stored["name"] != "masked":
-            raise ValueError(f"causal=True with a {stored['name']} process: a left-to-right model needs a masked one")
+        _check(config)
         self.is_gaussian = stored["name"] == "gaussian"
         self.time_conditioned = config.time_conditioned
-        if self.is_gaussian:
-            codebook = torch.zeros(stored["K"], stored["D"]) if codebook is None else codebook
-            self.register_buffer("codebook", codebook.clone())
-            states = stored["K"]
-        else:
-            states = max(stored["K"], stored.get("mask_id", 0) + 1)
+        self._kept = processes.tensor_of(stored)
+        self._built: tuple[Any, Process] | None = None
+        if self._kept is not None:
+            tensor = torch.zeros(self._kept.shape) if tensor is None else tensor.detach().clone()
+            if self._kept.learned:
+                self.register_parameter(self._kept.name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(self._kept.name, tensor)
+        if config.attention == "block":
+            self.register_buffer("noise_range", torch.tensor([0.0, 1.0]))
+        states = max(stored["K"], stored.get("mask_id", 0) + 1)
+        self.readout = heads.get(config.head, stored)
         self.embed = nn.Embedding(states, sizes.width)
         if self.time_conditioned:
-            self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, sizes.width), nn.SiLU())
-        self.blocks = nn.ModuleList(Block(sizes, self.time_conditioned) for _ in range(config.depth))
-        self.head = nn.Linear(sizes.width, stored["K"], bias=False)
+            self.time = nn.Sequential(nn.Linear(TIME_FEATURES, sizes.width), nn.SiLU())
+        self.blocks = nn.ModuleList(Block(sizes, self.time_conditioned, layer) for layer in range(config.depth))
+        self.head = nn.Linear(sizes.width, self.readout.outputs(stored["K"], states), bias=False)
         self.initialise()
 
     @classmethod
@@ -122,133 +109,121 @@ class Transformer(nn.Module):
 
     @property
     def process(self) -> Process:
-        """The process this model was built for; a Gaussian one reads the model's own codebook."""
-        return processes.from_dict(self.config.process, self.codebook if self.is_gaussian else None)
+        """The process this model was built for, which reads the model's own codebook, scores, exponents or graph."""
+        tensor = None if self._kept is None else cast(Tensor, getattr(self, self._kept.name))
+        if self.config.process["name"] != "d3pm":
+            return processes.from_dict(self.config.process, tensor)
+        if self._built is not None and torch.compiler.is_compiling():
+            return self._built[1]
+        # a chain's matrices are kept until the model moves, or is given another graph
+        device = self.head.weight.device
+        state = (device, None if tensor is None or tensor.is_inference() else (id(tensor), tensor._version))
+        if self._built is None or self._built[0] != state:
+            self._built = state, processes.from_dict(self.config.process, tensor).to(device)
+        return self._built[1]
 
     @property
     def facts(self) -> Facts:
         return Facts(
-            # a Gaussian model adds log q(z_i | x) to its logits (output_prior): its posterior is the full one
-            posterior="full" if self.is_gaussian else "cavity",
+            # a Gaussian model adds log q(z_i | x) to its logits (output_prior), and a mask that comes at the token's
+            # own rate is evidence too: their posterior is the full one
+            posterior="full" if self.config.process["name"] in FULL else "cavity",
             time_conditioned=self.time_conditioned,
-            attention="causal" if self.config.causal else "full",
+            attention=self.config.attention,
+            block=self.config.block,
+            scores=self.config.head == "score",
             mask_id=self.config.process.get("mask_id"),
             eos_id=self.config.eos_id,
             pad_id=self.config.pad_id,
             selective=True,
+            caches=True,
         )
 
     def forward(
-        self, z: Tensor, t: Tensor, cond: dict[str, Tensor] | None = None, where: Tensor | None = None
+        self,
+        z: Tensor,
+        t: Tensor,
+        cond: Condition | None = None,
+        where: Tensor | None = None,
+        scores: bool = False,
     ) -> Tensor:
+        cond = cond or {}
         bias = None
         if self.is_gaussian:
             process = self.process
             assert isinstance(process, Gaussian)
             bias = process.output_prior(z.to(self.codebook), t)
-        elif self.config.causal:
-            start = torch.full_like(z[:, :1], self.config.process["mask_id"])
-            z = torch.cat([start, z[:, :-1]], dim=1)
-        table = self.embed.weight
-        x = self.embed(z) if bias is None else torch.softmax(bias, dim=-1).to(table) @ table
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.float()  # weights may be gathered in bfloat16 (FSDP); what blocks add to stays float32 either way
+        x = self._read(z, bias, cond)
+        positions = cond.get("positions", torch.arange(z.shape[1], device=z.device))
         # rotary positions are relative only: without this, all positions of an all-mask canvas would look the same
-        L, E = x.shape[1:]
-        x = norm(x + torch.cat(sinusoids(L, E // 2, x.device), dim=-1).to(x))
-        code = self.time(time_features(t).to(x)) if self.time_conditioned else None
-        cos, sin = sinusoids(L, _HEAD // 2, x.device)
-        rotary = cos.to(x), sin.to(x)
-        segments = None if cond is None else cond["segments"]
-        allowed = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
-        if allowed is not None and self.config.causal:
-            allowed = allowed & torch.ones(allowed.shape[-2:], dtype=torch.bool, device=x.device).tril()
+        x = norm(x + torch.cat(sinusoids(positions, x.shape[-1] // 2), dim=-1).to(x))
+        code = self.time(time_features(per_position(t)).to(x)) if self.time_conditioned else None
+        cos, sin = (one.to(x) for one in sinusoids(positions, HEAD // 2))
+        rotary = (cos, sin) if positions.ndim == 1 else (cos[:, None], sin[:, None])
+        causal = self.config.attention == "causal"
+        reading = Reading(rotary, self._attend(z, cond), causal, cond.get("cache"), cond.get("store", False))
         for block in self.blocks:
-            x = block(x, rotary, allowed, self.config.causal, code)
-        if where is not None:
-            x, bias = x[where], None if bias is None else bias[where]
+            x = block(x, reading, code)
+        if where is not None:  # the chosen positions as rows of length one
+            x, z, t = x[where][:, None], z[where][:, None], per_position(t).expand(where.shape)[where]
+            bias = None if bias is None else bias[where][:, None]
         logits = self.head(norm(x))
-        logits = logits if bias is None else logits + bias
-        mask_id = self.config.process.get("mask_id")
-        if mask_id is not None and mask_id < logits.shape[-1]:  # a mask inside the vocabulary is no clean token
-            logits = logits.index_fill(-1, torch.tensor(mask_id, device=logits.device), -torch.inf)
         # under bfloat16 autocast the sum over a large vocabulary must not be rounded
-        return torch.log_softmax(logits.float() if logits.dtype is torch.bfloat16 else logits, dim=-1)
+        logits = logits.float() if logits.dtype is torch.bfloat16 else logits
+        if scores and not self.facts.scores:
+            raise ValueError("scores=True asked of a model without them: set model.head=score, or use heads.to_score")
+        logits = logits if bias is None else logits + bias
+        out = (heads.scores if scores else self.readout)(logits, z, t, self.process)
+        return out if where is None else out[:, 0]
+
+    def _read(self, z: Tensor, bias: Tensor | None, cond: Condition) -> Tensor:
+        """Embeddings, (B, L, E): of ids, of the mixtures told in their place, or of what vectors suggest."""
+        table = self.embed.weight
+        if "mixture" in cond:
+            ids, weights = cond["mixture"]
+            x = F.embedding_bag(
+                ids.flatten(0, 1), table, per_sample_weights=weights.flatten(0, 1).to(table), mode="sum"
+            )
+            x = x.unflatten(0, z.shape[:2])
+        elif bias is not None:
+            x = torch.softmax(bias, dim=-1).to(table) @ table
+        else:
+            if self.config.attention == "causal":
+                start = torch.full_like(z[:, :1], self.config.process["mask_id"])
+                z = torch.cat([start, z[:, :-1]], dim=1)
+            x = self.embed(z)
+        # weights may be gathered in bfloat16 (FSDP); what blocks add to stays float32 either way
+        return x.float() if torch.is_autocast_enabled(x.device.type) else x
+
+    def _attend(self, z: Tensor, cond: Condition) -> Tensor | None:
+        """Which keys each query reads, (1 or B, 1, L, M) bool; None for all (or all before, for a causal model)."""
+        pattern = self._pattern(z, cond)
+        if "segments" in cond:
+            same = cond["segments"][:, :, None] == cond["segments"][:, None, :]
+            if self.config.attention == "causal":
+                same = same & torch.ones(same.shape[-2:], dtype=torch.bool, device=z.device).tril()
+            pattern = same if pattern is None else same & pattern
+        if pattern is None:
+            return None
+        return (pattern if pattern.ndim == 3 else pattern[None])[:, None]
+
+    def _pattern(self, z: Tensor, cond: Condition) -> Tensor | None:
+        if "attend" in cond:
+            return cond["attend"]
+        if self.config.attention == "block" and "cache" not in cond:  # a cache holds whole blocks: all of it is read
+            assert self.config.block is not None
+            return contexts.up_to(contexts.block_ranks(z.shape[1], self.config.block, z.device))
+        if self.config.attention == "permuted":
+            return contexts.revealed(z != self.config.process["mask_id"])
+        return None
 
 
-class Block(nn.Module):
-    """Attention, then SwiGLU, each on the normalised stream and added back to it."""
-
-    def __init__(self, sizes: Widths, time_conditioned: bool) -> None:
-        super().__init__()
-        width = sizes.width
-        self.heads = sizes.heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.up = nn.Linear(width, 2 * sizes.hidden, bias=False)
-        self.down = nn.Linear(sizes.hidden, width, bias=False)
-        self.modulation = nn.Linear(width, 4 * width) if time_conditioned else None
-
-    def zero_branches(self) -> None:
-        for module in (self.out, self.down, self.modulation):
-            if module is not None:
-                nn.init.zeros_(module.weight)
-
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        allowed: Tensor | None,
-        causal: bool,
-        code: Tensor | None,
-    ) -> Tensor:
-        if self.modulation is None or code is None:
-            x = x + self.attend(norm(x), rotary, allowed, causal)
-            return x + self.feed(norm(x))
-        shift_a, scale_a, shift_f, scale_f = self.modulation(code)[:, None].chunk(4, dim=-1)
-        x = x + self.attend(norm(x) * (1 + scale_a) + shift_a, rotary, allowed, causal)
-        return x + self.feed(norm(x) * (1 + scale_f) + shift_f)
-
-    def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor], allowed: Tensor | None, causal: bool) -> Tensor:
-        B, L, E = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
-        # QK-norm bounds the attention logits by the head width, which keeps large learning rates stable
-        q, k = (rotate(norm(one), rotary) for one in (q, k))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal and allowed is None)
-        return self.out(y.transpose(1, 2).reshape(B, L, E))
-
-    def feed(self, x: Tensor) -> Tensor:
-        gate, value = self.up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * value)
+def _check(config: TransformerConfig) -> None:
+    name = config.process["name"]
+    if config.attention != "full" and name != "masked":
+        raise ValueError(f"attention={config.attention!r} with a {name} process: it needs a masked one")
+    if (config.attention == "block") != (config.block is not None):
+        raise ValueError(f"attention={config.attention!r} with block={config.block}: they go together, set both")
 
 
-def norm(x: Tensor) -> Tensor:
-    """x divided by the root mean square of its last axis; no weights."""
-    return F.rms_norm(x, x.shape[-1:])
-
-
-def sinusoids(length: int, frequencies: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of position times frequency, wavelengths 2 pi to 20,000 pi; (L, frequencies) each, float64.
-
-    Computed where they are used: a buffer would be lost when a model is built on the meta device.
-    """
-    exponent = torch.arange(frequencies, device=device, dtype=torch.float64) / frequencies
-    angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * 10_000.0**-exponent
-    return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the halves of each head by the position's angles. x: (B, H, L, 64)."""
-    cos, sin = rotary
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
-
-
-def time_features(t: Tensor) -> Tensor:
-    """Sines and cosines of t at 64 frequencies, geometric from 1 to 30 radians; (B, 128) float64.
-
-    What a denoiser needs of t is smooth; higher frequencies would only be noise to unlearn.
-    """
-    frequency = torch.exp(torch.linspace(0, math.log(30.0), _TIME_FEATURES // 2, dtype=torch.float64, device=t.device))
-    angle = t.double()[:, None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+__all__ = ["Transformer", "TransformerConfig", "widths"]

@@ -76,7 +76,7 @@ def test_time_is_read_only_when_asked_for():
 
 
 def test_causal_sees_only_what_is_before():
-    model = build(processes.masked(13), causal=True)
+    model = build(processes.masked(13), attention="causal")
     z, t = torch.randint(0, 13, (1, 6)), torch.ones(1)
     changed = z.clone()
     changed[0, 3] = (z[0, 3] + 1) % 13
@@ -84,12 +84,12 @@ def test_causal_sees_only_what_is_before():
     torch.testing.assert_close(before[:, :4], after[:, :4])  # position 3 itself does not see z_3
     assert not torch.allclose(before[:, 4:], after[:, 4:])
     with pytest.raises(ValueError, match="uniform process"):
-        build(processes.uniform(13), causal=True)
+        build(processes.uniform(13), attention="causal")
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_segments_do_not_see_one_another(causal):
-    model = build(processes.masked(13), causal=causal)
+    model = build(processes.masked(13), attention="causal" if causal else "full")
     z, t = torch.randint(0, 13, (1, 6)), torch.ones(1)
     segments = torch.tensor([[0, 0, 0, 1, 1, 1]])
     changed = z.clone()

@@ -1,0 +1,57 @@
+"""Attention contexts: which inputs each position may read, as dense masks; and the two-stream layout.
+
+A context is a rank for every position: a position may be told of those of lower rank. Ranks by blocks give block
+diffusion (BD3-LM), ranks by place give the left-to-right model, and a random order of ranks gives any-order models
+(XLNet, sigma-GPT, Eso-LM): one form for all.
+"""
+
+import torch
+from torch import Tensor
+
+from redraft.randomness import Device
+
+
+def block_ranks(length: int, block: int, device: Device = None) -> Tensor:
+    """The number of each position's block, (L,)."""
+    return torch.arange(length, device=device) // block
+
+
+def up_to(rank: Tensor) -> Tensor:
+    """Each position reads those of its own rank and below: (L,) or (B, L) -> (..., L, L) bool, query by key.
+
+    Ranks by blocks are the block-causal pattern in which a text is written block by block.
+    """
+    return rank[..., :, None] >= rank[..., None, :]
+
+
+def two_stream(rank: Tensor) -> Tensor:
+    """The pattern over [x_t ; x_0], 2L inputs: (L,) or (B, L) -> (..., 2L, 2L) bool, query by key.
+
+        noisy query  reads  noisy keys of equal rank, clean keys of lower rank
+        clean query  reads  clean keys of equal or lower rank
+
+    so that one forward denoises every rank given the clean text below it (BD3-LM, Arriola et al. 2025, section 3.1).
+    """
+    equal = rank[..., :, None] == rank[..., None, :]
+    below = rank[..., :, None] > rank[..., None, :]
+    noisy = torch.cat([equal, below], dim=-1)
+    clean = torch.cat([torch.zeros_like(equal), equal | below], dim=-1)
+    return torch.cat([noisy, clean], dim=-2)
+
+
+def doubled(length: int, device: Device = None) -> Tensor:
+    """Positions of the 2L inputs of ``two_stream``: both halves stand at 0 .. L-1."""
+    return torch.arange(length, device=device).repeat(2)
+
+
+def revealed(known: Tensor) -> Tensor:
+    """What a model trained on random orders reads of a canvas: ``known`` (B, L) bool -> (B, L, L), query by key.
+
+    Known tokens come in the order they stand, unknown ones after them all: each reads itself and what is known. It is
+    ``two_stream``'s answer for an order that begins so. What is read of a known token depends on those before it in the
+    order, so other orders of the same known tokens, met in training too, give laws of their own.
+    """
+    L = known.shape[-1]
+    rank = torch.where(known, torch.arange(L, device=known.device), L)
+    below = rank[..., :, None] > rank[..., None, :]
+    return below | torch.eye(L, dtype=torch.bool, device=known.device)
