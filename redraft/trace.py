@@ -116,7 +116,9 @@ class Trace:
         # before the first step all was mask, or noise that nobody has seen
         unseen = ids if self._mask_id is None else [self._mask_id] * len(ids)
         before = self.frames[-1].ids if self.frames else unseen
-        return [self._mark(*one) for one in zip(before, ids, self._given, strict=True)]
+        before = before + unseen[len(before) :]  # a text longer than its first window, which is what was seen
+        given = self._given + [False] * (len(ids) - len(self._given))
+        return [self._mark(*one) for one in zip(before, ids, given, strict=True)]
 
     def _mark(self, before: int, now: int, given: bool) -> Mark:
         if given:

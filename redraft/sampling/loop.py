@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redraft.processes import Denoiser, Process, absorbing
+from redraft.processes import Denoiser, PerToken, Process, absorbing
 from redraft.processes.base import device_of, to_convention
-from redraft.randomness import Device, Generators, categorical, derive, generator
+from redraft.randomness import Device, Generators, derive, generator
 from redraft.sampling import samplers
-from redraft.sampling.samplers import Sampler, ancestral, left_to_right, tempered
+from redraft.sampling.blocks import by_blocks
+from redraft.sampling.samplers import Draw, Sampler, ancestral, left_to_right, revises
 
 DEFAULT_STEPS = 128
 
@@ -41,6 +42,7 @@ Callback = Callable[[Step], Tensor | None]
 @dataclass(frozen=True)
 class Samples:
     """``tokens`` (B, L) ids. ``nfe``: denoiser calls; ``positions``: rows times length, summed over calls.
+    A call of a denoiser made of several counts for each of them (``Facts.forwards``).
 
     ``seeds``: one per row; ``sample(..., seeds=[seeds[r]])`` draws row r again, alone.
     """
@@ -61,14 +63,50 @@ class _Query:
     nfe: int = 0
     positions: int = 0
     guess: Tensor | None = field(default=None, repr=False)
+    final: bool = False  # whether a token once written stays, so that nothing is asked of a row without masks
+    last: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        self.nfe += 1
-        self.positions += z.shape[0] * z.shape[1]
-        logp = self.denoiser(z, t, self.cond)
+        """What the denoiser says of z; rows that stand as they did when it was last asked are not asked for again.
+
+        That holds for denoisers that do not read t (MDLM's and RADD's cached sampling, row by row): over N steps a row
+        of l masks takes N (1 - (1 - 1/N)^l) calls on the linear schedule.
+        """
+        stale = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        if self.last is not None and self.last[0].shape == z.shape:
+            stale = (self.last[0] != z).any(1)
+            if self.final:
+                stale &= (z == self.process.mask_id).any(1)
+        if not bool(stale.any()):
+            assert self.last is not None
+            return self.last[1]
+        if self.cond is not None:  # it may speak of rows, and cannot be cut
+            stale = torch.ones_like(stale)
+        self._count(self.denoiser, int(stale.sum()) * z.shape[1])
+        if bool(stale.all()):
+            logp = _clean(self.denoiser(z, t, self.cond), self.process)
+        else:
+            assert self.last is not None
+            logp = self.last[1].clone()
+            logp[stale] = _clean(self.denoiser(z[stale], t[stale], self.cond), self.process)
         if self.process.vectors:
             self.guess = logp.argmax(-1)
+        elif absorbing(self.process) and not self.denoiser.facts.time_conditioned:
+            self.last = z.clone(), logp
         return to_convention(self.denoiser, self.process, logp, z, t)
+
+    def beside(self, denoiser: Denoiser, cond: Any, /) -> Callable[[Tensor, Tensor], Tensor]:
+        """A second denoiser, told ``cond``, in the same convention and counted with the first."""
+
+        def ask(z: Tensor, t: Tensor) -> Tensor:
+            self._count(denoiser, z.shape[0] * z.shape[1])
+            return to_convention(denoiser, self.process, _clean(denoiser(z, t, cond), self.process), z, t)
+
+        return ask
+
+    def _count(self, denoiser: Denoiser, positions: int) -> None:
+        self.nfe += denoiser.facts.forwards
+        self.positions += denoiser.facts.forwards * positions
 
 
 @torch.no_grad()
@@ -84,6 +122,7 @@ def sample(
     frozen: Tensor | None = None,
     sampler: str | Sampler | None = None,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     cond: Any = None,
@@ -95,13 +134,15 @@ def sample(
     The canvas is ``prompt`` followed by ``length`` free positions, or is given: ``canvas`` (L,) or (B, L) ids with
     ``frozen``, a bool of its shape, marking the tokens that must not change. ``num`` rows are drawn of a canvas of one
     row, on the device of the denoiser's weights. ``steps`` is 128 unless given; an autoregressive denoiser takes one
-    per free position. ``sampler``: a name or function of ``redraft.sampling.samplers`` (``ancestral`` unless given).
+    per free position. ``sampler``: a name or function of ``redraft.sampling.samplers`` (``ancestral`` unless given), or
+    a name with options, ``"remdm:eta=0.02"``.
 
     Frozen tokens never change. A masked denoiser conditions on them exactly; under uniform, hybrid and Gaussian noise
     it is told one t for the whole row and reads them as noisy too: infilling is approximate there, whatever the steps.
 
     Row r draws from its own generator, seeded by ``seeds[r]``, or by (seed, r): no row depends on those beside it.
-    A masked canvas without masks left ends the loop early, so ``nfe`` may be below ``steps``.
+    A masked canvas without masks left ends the loop early, so ``nfe`` may be below ``steps``. A block model writes one
+    block after the other, ``steps`` each, and ``nfe`` counts the clean pass by which a finished one is remembered.
 
     Errors: ``ValueError`` for options that clash, ids that are no tokens, a denoiser of another mask id.
     """
@@ -116,27 +157,29 @@ def sample(
     seeds = [derive(seed, row) for row in range(rows)] if seeds is None else list(seeds)
     if len(seeds) != rows:
         raise ValueError(f"{len(seeds)} seeds for {rows} rows: pass one per row")
+    if denoiser.facts.attention == "block":
+        options = {"steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "device": device}
+        return Samples(*by_blocks(sample, process, denoiser, given, frozen, seeds, cond, callback, **options), seeds)
     steps, step_function = _plan(denoiser, frozen, steps, sampler)
     generators = [generator(one) for one in seeds]
-    query = _Query(denoiser, process, cond)
+    query = _Query(denoiser, process, cond, final=absorbing(process) and not revises(step_function))
 
     z = process.prior((rows, given.shape[1]), generators, device)
     z = _put_back(process, z, given, frozen, 1.0, generators)
+    draw = Draw(frozen, generators, temperature, top_p)
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
     for index, (t, s) in enumerate(pairwise(times)):
-        if _finished(process, z):
+        if _finished(process, z) and not revises(step_function):
             break
         t_rows, s_rows = (torch.full((rows,), value, dtype=torch.float64, device=device) for value in (t, s))
-        z = step_function(
-            process, query, z, t_rows, s_rows, frozen=frozen, generator=generators, temperature=temperature
-        )
+        z = step_function(process, query, z, t_rows, s_rows, draw)
         z = _put_back(process, z, given, frozen, s, generators)
         if callback is not None:
             shown = z if query.guess is None else torch.where(frozen, given, query.guess)
             rewritten = callback(Step(index, steps, t, s, z, shown, frozen, query.nfe))
             if rewritten is not None:
                 z = _put_back(process, _checked(process, rewritten, z), given, frozen, s, generators)
-    tokens = _finish(process, query, z, generators, temperature)
+    tokens = _finish(process, query, z, draw)
     return Samples(torch.where(frozen, given, tokens), query.nfe, query.positions, seeds)
 
 
@@ -213,8 +256,15 @@ def _put_back(process: Process, z: Tensor, given: Tensor, frozen: Tensor, s: flo
     return torch.where(frozen[..., None], process.corrupt(given, at, generators).to(z), z)
 
 
+def _clean(logp: Tensor, process: Process) -> Tensor:
+    """log p over the K clean tokens: a text is made of those, whatever mass a ``plain`` head leaves on [MASK]."""
+    return logp if logp.shape[-1] == process.K else torch.log_softmax(logp[..., : process.K], dim=-1)
+
+
 def _finished(process: Process, z: Tensor) -> bool:
-    return absorbing(process) and not bool((z == process.mask_id).any())
+    """Whether all is written, where masks are the only noise."""
+    only_masks = absorbing(process) or isinstance(process, PerToken)
+    return only_masks and not bool((z == process.mask_id).any())
 
 
 def _checked(process: Process, rewritten: Tensor, z: Tensor) -> Tensor:
@@ -226,7 +276,7 @@ def _checked(process: Process, rewritten: Tensor, z: Tensor) -> Tensor:
     return rewritten.to(z)
 
 
-def _finish(process: Process, query: _Query, z: Tensor, generators: Generators, temperature: float) -> Tensor:
+def _finish(process: Process, query: _Query, z: Tensor, draw: Draw) -> Tensor:
     """The tokens at t = 0. Vectors, and masks a callback left, take one more call; only free positions are drawn."""
     zero = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     if process.vectors:
@@ -234,4 +284,4 @@ def _finish(process: Process, query: _Query, z: Tensor, generators: Generators, 
     if process.mask_id is None or not bool((z == process.mask_id).any()):
         return z
     left = z == process.mask_id
-    return torch.where(left, categorical(tempered(query(z, zero), temperature), generators), z)
+    return torch.where(left, draw.tokens(query(z, zero)), z)

@@ -1,130 +1,89 @@
-"""Samplers: pure functions from z at t to z at s < t, given the process and the denoiser.
+"""The samplers by name. Each is a pure function from z at t to z at s < t, given the process and the denoiser.
 
-Each may call the denoiser as often as its method asks. ``frozen`` (B, L) marks given tokens, which a sampler may use to
-count but need not protect: ``sample`` puts them back after every step.
+Their contract is in ``contract``. A sampler may call the denoiser as often as its method asks. Given tokens
+(``Draw.frozen``) it may use to count but need not protect: ``sample`` puts them back after every step.
 """
 
+import inspect
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from redraft.errors import unknown
-from redraft.processes import Process, absorbing
-from redraft.processes.base import log_prob_of
-from redraft.randomness import Generators, categorical
+from redraft.sampling.contract import Draw, Query, Sampler, Tokens, misfit, over_tokens, revises, revising, tempered
+from redraft.sampling.correctors import gibbs, informed, self_correct
+from redraft.sampling.kernels import ancestral, confidence, euler, first_hitting, greedy_tail, left_to_right
+from redraft.sampling.revision import dfm, forward_backward, psi, remdm
 
-Query = Callable[[Tensor, Tensor], Tensor]
-"""The denoiser as a sampler sees it: ``(z, t) -> log p`` (B, L, K), what the process's reverse kernel wants."""
+__all__ = [
+    "SAMPLERS",
+    "Draw",
+    "Query",
+    "Sampler",
+    "Tokens",
+    "ancestral",
+    "confidence",
+    "dfm",
+    "euler",
+    "first_hitting",
+    "forward_backward",
+    "get",
+    "gibbs",
+    "greedy_tail",
+    "informed",
+    "left_to_right",
+    "misfit",
+    "over_tokens",
+    "psi",
+    "remdm",
+    "revises",
+    "revising",
+    "self_correct",
+    "tempered",
+]
 
-
-class Sampler(Protocol):
-    """``temperature`` divides log p before tokens are drawn from it; 0 takes the likeliest."""
-
-    def __call__(
-        self,
-        process: Process,
-        denoiser: Query,
-        z: Tensor,
-        t: Tensor,
-        s: Tensor,
-        *,
-        frozen: Tensor,
-        generator: Generators,
-        temperature: float = 1.0,
-    ) -> Tensor: ...
-
-
-def ancestral(
-    process: Process,
-    denoiser: Query,
-    z: Tensor,
-    t: Tensor,
-    s: Tensor,
-    *,
-    frozen: Tensor,
-    generator: Generators,
-    temperature: float = 1.0,
-) -> Tensor:
-    """Draw every position from the reverse kernel p(z_s | z_t, p0) (D3PM, eq. 4); exact as steps go to infinity."""
-    p0 = tempered(denoiser(z, t), temperature)
-    return process.ancestral(p0, z, t, s, generator)
-
-
-def confidence(
-    process: Process,
-    denoiser: Query,
-    z: Tensor,
-    t: Tensor,
-    s: Tensor,
-    *,
-    frozen: Tensor,
-    generator: Generators,
-    temperature: float = 1.0,
-) -> Tensor:
-    """Draw all masked tokens and keep those the model is surest of (MaskGIT; LLaDA's low-confidence remasking).
-
-    As many stay masked as the schedule says at s: round((1 - alpha_s) times the free positions). Confidence is the
-    drawn token's probability at temperature 1; ties go to the lowest index. Not an exact sampler of any law.
-
-    Errors: ``ValueError`` for a process other than masked.
-    """
-    logp = denoiser(z, t)
-    drawn = categorical(tempered(logp, temperature), generator)
-    return reveal(process, z, s, drawn, log_prob_of(drawn, logp), frozen)
-
-
-def left_to_right(
-    process: Process,
-    denoiser: Query,
-    z: Tensor,
-    t: Tensor,
-    s: Tensor,
-    *,
-    frozen: Tensor,
-    generator: Generators,
-    temperature: float = 1.0,
-) -> Tensor:
-    """Draw the leftmost masked tokens, as many as the schedule reveals by s; with one a step, ordinary AR decoding.
-
-    Errors: ``ValueError`` for a process other than masked.
-    """
-    drawn = categorical(tempered(denoiser(z, t), temperature), generator)
-    return reveal(process, z, s, drawn, -torch.arange(z.shape[1], device=z.device).expand(z.shape), frozen)
-
-
-def reveal(process: Process, z: Tensor, s: Tensor, drawn: Tensor, score: Tensor, frozen: Tensor) -> Tensor:
-    """Write ``drawn`` at the masked positions of highest ``score``, down to the schedule's count of masks at s."""
-    if not absorbing(process):
-        raise ValueError(
-            f"this sampler unmasks tokens and a {process.name} process has no fixed masks: use 'ancestral'"
-        )
-    masked = z == process.mask_id
-    remaining = ((1 - process.schedule(s)[0]) * (~frozen).sum(1)).round().long()
-    count = (masked.sum(1) - remaining).clamp_min(0)
-    # a stable descending sort gives equal scores to the lowest index first
-    order = score.masked_fill(~masked, -torch.inf if score.is_floating_point() else -z.shape[1] - 1)
-    rank = order.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
-    return torch.where(masked & (rank < count[:, None]), drawn, z)
-
-
-def tempered(logp: Tensor, temperature: float) -> Tensor:
-    """p^(1/temperature), renormalised, float64; 0 puts all mass on the likeliest token (the lowest id of equals)."""
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature}: pass 0 (greedy) or more")
-    if temperature == 0:
-        return torch.nn.functional.one_hot(logp.argmax(-1), logp.shape[-1]).double()
-    return torch.softmax(logp.double() / temperature, dim=-1)
-
-
-SAMPLERS: dict[str, Sampler] = {"ancestral": ancestral, "confidence": confidence, "left_to_right": left_to_right}
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ancestral": ancestral,
+    "analytic": ancestral,
+    "cached": ancestral,
+    "euler": euler,
+    "first_hitting": first_hitting,
+    "greedy_tail": greedy_tail,
+    "psi": psi,
+    "remdm": remdm,
+    "forward_backward": forward_backward,
+    "dfm": dfm,
+    "gibbs": gibbs,
+    "informed": informed,
+    "confidence": confidence,
+    "left_to_right": left_to_right,
+}
+"""``analytic`` and ``cached`` are ``ancestral``, which says why."""
 
 
 def get(sampler: str | Sampler) -> Sampler:
-    """The sampler of a name, or the given function. Errors: ``ValueError`` naming the nearest."""
+    """The sampler of a name, with options after a colon (``"remdm:strategy=cap,eta=0.02"``), or the given function.
+
+    Errors: ``ValueError`` naming the nearest for an unknown name or option, and for a value that is no number or word.
+    """
     if not isinstance(sampler, str):
         return sampler
-    if sampler not in SAMPLERS:
-        raise unknown("sampler", sampler, SAMPLERS)
-    return SAMPLERS[sampler]
+    name, _, written = sampler.partition(":")
+    if name not in SAMPLERS:
+        raise unknown("sampler", name, SAMPLERS)
+    function = SAMPLERS[name]
+    parameters = inspect.signature(function).parameters
+    known = {option: one.default for option, one in parameters.items() if one.kind is one.KEYWORD_ONLY}
+    options: dict[str, Any] = {}
+    for part in filter(None, written.split(",")):
+        option, _, value = part.partition("=")
+        if option not in known:
+            raise unknown(f"option of sampler {name!r}:", option, known)
+        usual = 0.5 if known[option] is None else known[option]  # a number with no usual value of its own
+        try:
+            options[option] = type(usual)(value)
+        except ValueError:
+            raise ValueError(f"sampler {name!r}: {option}={value!r} should be like {usual!r}") from None
+    return partial(function, **options) if options else function

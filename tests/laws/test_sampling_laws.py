@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from redraft import processes, sampling
+from redraft.sampling.samplers import Draw
 from redraft.schedules import GammaSchedule
 
 from .oracle import (
@@ -40,6 +41,11 @@ PROCESSES = {
 CODES = torch.tensor([[-1.0, 0.2], [0.3, -1.0], [1.0, 0.7]], dtype=torch.float64)
 PAIRS = [(name, "ancestral") for name in (*PROCESSES, "gaussian")]
 PAIRS += [(name, sampler) for name in ("masked", "masked_inside") for sampler in ("confidence", "left_to_right")]
+ANY_NOISE = ["euler", "greedy_tail", "psi:eta=0.5", "psi:rule=constant,eta=0.5", "gibbs:k=2", "informed:k=2"]
+MASKS = ["first_hitting", "forward_backward", "dfm", "remdm:eta=0.3", "remdm:strategy=rescale,eta=0.5"]
+MASKS += ["remdm:strategy=conf", "remdm:strategy=loop,eta=0.3"]
+PAIRS += [(name, sampler) for name in ("masked_inside", "uniform", "hybrid_inside") for sampler in ANY_NOISE]
+PAIRS += [(name, sampler) for name in ("masked", "masked_inside") for sampler in MASKS]
 ROWS = 10_000
 FALSE_ALARM = 1e-6
 
@@ -159,7 +165,7 @@ def test_one_ancestral_step_draws_the_kernel(name):
     each = 1500
     z, t, s = (value.repeat_interleave(each, 0) for value in (states, t, s))
     frozen = torch.zeros_like(z, dtype=torch.bool)
-    drawn = sampling.ancestral(process, denoiser, z, t, s, frozen=frozen, generator=torch.Generator().manual_seed(0))
+    drawn = sampling.ancestral(process, denoiser, z, t, s, Draw(frozen, torch.Generator().manual_seed(0)))
     for row, probs in zip(drawn.split(each), kernel, strict=True):
         assert chi_square_tail(state_counts(row, process.V), probs) > FALSE_ALARM / len(states)
 
@@ -191,7 +197,7 @@ def test_confidence_one_token_a_step_follows_its_own_law():
     assert chi_square_tail(state_counts(samples.tokens, 3), law.flatten()) > FALSE_ALARM
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "confidence", "left_to_right"])
+@pytest.mark.parametrize("sampler", ["ancestral", "confidence", "left_to_right", "euler", "remdm:eta=0.3", "gibbs"])
 @pytest.mark.parametrize("position", [0, 1])
 def test_infilling_one_masked_token_is_exact(sampler, position):
     """With the other token frozen, the missing one follows its conditional, whatever the sampler and the steps."""
@@ -344,7 +350,7 @@ def test_confidence_keeps_the_surest():
     logp = torch.randn(6, 8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(-1)
     frozen = torch.zeros_like(z, dtype=torch.bool)
     after = sampling.confidence(
-        process, lambda z, t: logp, z, t, s, frozen=frozen, generator=torch.Generator().manual_seed(1), temperature=0.0
+        process, lambda z, t: logp, z, t, s, Draw(frozen, torch.Generator().manual_seed(1), temperature=0.0)
     )
     best = logp.max(-1)
     for row in range(6):

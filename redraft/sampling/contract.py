@@ -1,0 +1,107 @@
+"""What a sampler is: its signature, what it is told of the rows it draws, and how a misfit is refused."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeGuard, TypeVar
+
+import torch
+from torch import Tensor
+
+from redraft.processes import Process
+from redraft.randomness import Generators, categorical
+
+Query = Callable[[Tensor, Tensor], Tensor]
+"""The denoiser as a sampler sees it: ``(z, t) -> log p`` (B, L, K), what the process's reverse kernel wants."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a sampler is told of the rows it draws.
+
+    ``frozen`` (B, L) bool marks given tokens, ``generator`` has one generator a row. ``temperature`` divides log p
+    before tokens are drawn from it (0 takes the likeliest), ``top_p`` keeps the fewest tokens that hold that mass.
+    ``memory`` is empty when a run begins and the sampler's own: whatever (B, ...) it must know again at the next step.
+    """
+
+    frozen: Tensor
+    generator: Generators
+    temperature: float = 1.0
+    top_p: float = 1.0
+    memory: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def probs(self, logp: Tensor) -> Tensor:
+        """p as this draw wants it, float64 and normalised."""
+        return tempered(logp, self.temperature, self.top_p)
+
+    def tokens(self, logp: Tensor) -> Tensor:
+        """A token for every position, drawn from ``probs``; (B, L) ids."""
+        return categorical(self.probs(logp), self.generator)
+
+    def rows(self, rows: Tensor) -> "Draw":
+        """The same for some rows, ``rows`` (n,) long: the others draw nothing. Its memory is empty."""
+        own = self.generator
+        if not (own is None or isinstance(own, torch.Generator)):
+            own = [own[row] for row in rows.tolist()]
+        return replace(self, frozen=self.frozen[rows], generator=own, memory={})
+
+
+class Sampler(Protocol):
+    """From z at t to z at s < t; t and s (B,). Options are keywords with defaults, set by ``get("name:option=1")``."""
+
+    def __call__(self, process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor: ...
+
+
+def tempered(logp: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
+    """p^(1/temperature), renormalised, float64; 0 puts all mass on the likeliest token (the lowest id of equals).
+
+    ``top_p`` below 1 then keeps the likeliest tokens up to and with the one that crosses that mass (Holtzman et al.
+    2020, as transformers, RADD and Duo cut; ReMDM and BD3-LM drop the crossing one).
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature}: pass 0 (greedy) or more")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: pass a share above 0, 1 for all tokens")
+    if temperature == 0:
+        return torch.nn.functional.one_hot(logp.argmax(-1), logp.shape[-1]).double()
+    p = torch.softmax(logp.double() / temperature, dim=-1)
+    if top_p == 1:
+        return p
+    ranked, order = p.sort(dim=-1, descending=True, stable=True)
+    ranked = torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0)
+    p = torch.zeros_like(p).scatter(-1, order, ranked)
+    return p / p.sum(-1, keepdim=True)
+
+
+class Tokens(Process, Protocol):
+    """A process over ids: its laws are tables of probabilities over V states."""
+
+    def marginal(self, p0: Tensor, t: Tensor) -> Tensor:
+        """q_t averaged over x ~ p0, (B, L, V)."""
+        ...
+
+    def posterior(self, p0: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The plug-in reverse kernel p(z_s | z_t = z, p0), (B, L, V)."""
+        ...
+
+
+def over_tokens(process: Process) -> TypeGuard[Tokens]:
+    """Whether z holds ids, not vectors."""
+    return not process.vectors
+
+
+T = TypeVar("T", bound=Callable[..., Tensor])
+
+
+def revising(sampler: T) -> T:
+    """Mark a sampler that may change tokens already written: its run goes on when no mask is left."""
+    vars(sampler)["revises"] = True
+    return sampler
+
+
+def revises(sampler: Sampler) -> bool:
+    return getattr(getattr(sampler, "func", sampler), "revises", False)
+
+
+def misfit(sampler: str, process: Process, needs: str, instead: str = "ancestral") -> ValueError:
+    """The error for a process that a sampler is not defined for; raise what it returns."""
+    return ValueError(f"sampler {sampler!r} needs {needs}, which a {process.name} process is not: use {instead!r}")

@@ -1,0 +1,165 @@
+"""Samplers that go from noise to data once: a token, once written, is changed only if the reverse kernel changes it.
+
+``*_kernel`` functions give the law of z_s position by position, (B, L, V) probabilities; a sampler only draws from it.
+"""
+
+import torch
+from torch import Tensor
+
+from redraft.processes import Categorical, Process, absorbing
+from redraft.processes.base import log_prob_of, per_position
+from redraft.processes.per_token import PerToken
+from redraft.randomness import categorical, rand
+from redraft.sampling.contract import Draw, Query, misfit
+from redraft.schedules import Schedule, Table
+
+TINY = 1e-100
+"""Divisors are kept above this where a rate is infinite: at t = 1, where alpha is 0."""
+
+
+def ancestral(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor:
+    """Draw every position from the reverse kernel p(z_s | z_t, p0) (D3PM, eq. 4); exact as steps go to infinity.
+
+    ``analytic``, SEDD's Tweedie tau-leaping (arXiv 2310.16834), is the same kernel written with scores:
+    for masked noise (a staggered score times the transposed transition) it is this one to the last digit, for uniform
+    noise it is the Bayes kernel of the cavity posterior, which this is. ``cached`` is this too: a masked denoiser that
+    does not read t is never asked twice about a row that has not changed (MDLM, RADD), whatever the sampler.
+    """
+    return process.ancestral(draw.probs(denoiser(z, t)), z, t, s, draw.generator)
+
+
+def greedy_tail(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor:
+    """Ancestral, but the last step takes the argmax of the denoiser's output, the cavity posterior (Duo, 2506.10892).
+
+    The Bayes-optimal last guess would be that of the full posterior; Duo's takes the output as it is. Masked noise
+    leaves written tokens alone. Exact for no law: it trades variety for likelihood.
+
+    Errors: ``ValueError`` for a process of vectors, which names tokens at t = 0 anyway.
+    """
+    if process.vectors:
+        raise misfit("greedy_tail", process, "a process over tokens")
+    logp = denoiser(z, t)
+    drawn = process.ancestral(draw.probs(logp), z, t, s, draw.generator)
+    last = per_position(s == 0)
+    if absorbing(process) or isinstance(process, PerToken):
+        last = last & (z == process.mask_id)
+    return torch.where(last, logp.argmax(-1), drawn)
+
+
+# -------------------------------------------------------------------------------------------------------------- euler
+
+
+def euler_kernel(process: Categorical, p0: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """1_z + (t - s) R, clipped at 0 and normalised; (B, L, V). Off the diagonal, rows of R summing to 0,
+
+        R(z -> y) = g_t(z) marginal(p0, t)(y) / marginal(p0, t)(z)
+
+    At t = 1, alpha = 0, uniform noise has infinite rates: the step then leaves z
+    for any other token alike, the limit t -> 1.
+    """
+    at = process.coefficients(t)
+    flow = at.alpha * at.d_token - at.d_alpha * at.token  # alpha_t g_t(z), finite where g_t is not
+    if process.mask_id is not None:
+        flow = torch.where(z == process.mask_id, at.alpha * at.d_mask - at.d_alpha * at.mask, flow)
+    clean, noise = process.marginal(p0, torch.zeros_like(t)), process.marginal(torch.zeros_like(p0), t)
+    over_alpha = noise / at.alpha.to(p0)[..., None].clamp_min(TINY)
+    own = process.marginal(p0, t).gather(-1, z[..., None]).clamp_min(TINY)
+    rates = flow.to(p0)[..., None] / own * (clean + torch.where(noise > 0, over_alpha, 0.0))
+    jump = (per_position(t - s).to(p0)[..., None] * rates).scatter(-1, z[..., None], 0.0)
+    stay = (1 - jump.sum(-1, keepdim=True)).clamp_min(0.0)
+    probs = jump.scatter(-1, z[..., None], stay)
+    return probs / probs.sum(-1, keepdim=True)
+
+
+def euler(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor:
+    """Tau-leaping: z_s ~ Cat(1_z + (t - s) R), the reverse rates R held fixed over the step (SEDD).
+
+    Exact as steps go to infinity, at a rate that is worse than ``ancestral``'s; on the linear masked schedule the two
+    are one. Masks that the last step leaves (other schedules) are filled by one more call.
+
+    Errors: ``ValueError`` for a process without rates: D3PM's chains, per-token masking, Gaussian noise.
+    """
+    if not isinstance(process, Categorical) or process.name == "d3pm":
+        raise misfit("euler", process, "masked, uniform or hybrid noise in continuous time")
+    return categorical(euler_kernel(process, draw.probs(denoiser(z, t)), z, t, s), draw.generator)
+
+
+# ------------------------------------------------------------------------------------------------------ first hitting
+
+
+def hitting_time(schedule: Schedule | Table, t: Tensor, masks: Tensor, u: Tensor) -> Tensor:
+    """When the next of ``masks`` tokens is revealed, going down from t: 1 - alpha(t') = u^(1/masks) (1 - alpha(t)).
+
+    u ~ U(0, 1). All arguments and the time of one shape, float64.
+    """
+    hidden = u ** (1 / masks) * (1 - schedule(t)[0])
+    return torch.minimum(schedule.inverse((1 - hidden).clamp(0.0, 1.0)), t)
+
+
+def first_hitting(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor:
+    """Simulate the reverse process event by event from t to s, one token at a time (Zheng et al., arXiv 2409.02908).
+
+    The next event is ``hitting_time`` away, at a masked position drawn evenly, whose token is drawn from p there.
+    Exact on any grid: times have no memory, so that a step may end between two events. One call an event, L in all for
+    a row alone; rows advance on their own, so ``steps=1`` needs as many calls as the row with most masks, and a fine
+    grid nearly one an event of any row.
+
+    Errors: ``ValueError`` for a process other than masked.
+    """
+    if not absorbing(process):
+        raise misfit("first_hitting", process, "a masked process")
+    z, now = z.clone(), t.clone()
+    rows = ((z == process.mask_id) & ~draw.frozen).any(1).nonzero().squeeze(1)
+    while len(rows):
+        masked = (z[rows] == process.mask_id) & ~draw.frozen[rows]
+        u = rand((len(rows),), draw.rows(rows).generator, z.device)
+        now[rows] = hitting_time(process.schedule, now[rows], masked.sum(1), u)
+        soon = now[rows] > s[rows]
+        rows, masked = rows[soon], masked[soon]
+        if len(rows):
+            logp, part = denoiser(z, torch.maximum(now, s)), draw.rows(rows)
+            at = categorical(masked.double()[:, None], part.generator).squeeze(1)
+            z[rows, at] = part.tokens(logp[rows, at][:, None]).squeeze(1)
+            rows = rows[masked.sum(1) > 1]
+    return z
+
+
+# ---------------------------------------------------------------------------------------------------- a fixed quota
+
+
+def confidence(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor:
+    """Draw all masked tokens and keep those the model is surest of (MaskGIT; LLaDA's low-confidence remasking).
+
+    As many stay masked as the schedule says at s: round((1 - alpha_s) times the free positions). Confidence is the
+    drawn token's probability at temperature 1; ties go to the lowest index. Not an exact sampler of any law.
+
+    Errors: ``ValueError`` for a process other than masked.
+    """
+    logp = denoiser(z, t)
+    drawn = draw.tokens(logp)
+    return reveal(process, z, s, drawn, log_prob_of(drawn, logp), draw.frozen)
+
+
+def left_to_right(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor:
+    """Draw the leftmost masked tokens, as many as the schedule reveals by s; with one a step, ordinary AR decoding.
+
+    Errors: ``ValueError`` for a process other than masked.
+    """
+    drawn = draw.tokens(denoiser(z, t))
+    order = -torch.arange(z.shape[1], device=z.device).expand(z.shape[:2])
+    return reveal(process, z, s, drawn, order, draw.frozen)
+
+
+def reveal(process: Process, z: Tensor, s: Tensor, drawn: Tensor, score: Tensor, frozen: Tensor) -> Tensor:
+    """Write ``drawn`` at the masked positions of highest ``score``, down to the schedule's count of masks at s."""
+    if not absorbing(process):
+        raise ValueError(
+            f"this sampler unmasks tokens and a {process.name} process has no fixed masks: use 'ancestral'"
+        )
+    masked = z == process.mask_id
+    remaining = ((1 - process.schedule(s)[0]) * (~frozen).sum(1)).round().long()
+    count = (masked.sum(1) - remaining).clamp_min(0)
+    # a stable descending sort gives equal scores to the lowest index first
+    order = score.masked_fill(~masked, -torch.inf if score.is_floating_point() else -z.shape[1] - 1)
+    rank = order.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
+    return torch.where(masked & (rank < count[:, None]), drawn, z)

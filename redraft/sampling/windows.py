@@ -1,0 +1,79 @@
+"""Texts longer than a model's context: a window that slides over the text (semi-autoregressive sampling)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redraft.processes import Denoiser, Process
+from redraft.processes.base import device_of
+from redraft.randomness import Device, derive
+from redraft.sampling.loop import Callback, Samples, sample
+from redraft.sampling.samplers import Sampler
+
+
+def semi_autoregressive(
+    process: Process,
+    denoiser: Denoiser,
+    *,
+    window: int,
+    stride: int | None = None,
+    length: int = 64,
+    num: int = 1,
+    steps: int | None = None,
+    prompt: Tensor | Sequence[int] | None = None,
+    sampler: str | Sampler | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    cond: Any = None,
+    callback: Callback | None = None,
+    device: Device = None,
+) -> Samples:
+    """Continue ``prompt`` by ``length`` tokens, ``window`` positions at a time (MDLM's SAR, arXiv 2406.07524, 4.3).
+
+    The first window is written whole; each next one starts ``stride`` (half a window unless given) further right,
+    takes what it shares with the text so far as given, and writes the rest. The last ends with the text. A new token
+    is thus conditioned on the last window - stride tokens at least: the result has the model's law where that much
+    context says all (a Markov chain of that order), and approximates it elsewhere.
+
+    ``steps`` are those of each window. Window k of row r draws from derive(seeds[r], k), the first from seeds[r]: a
+    text that fits into one window is ``sample``'s. ``callback`` sees each window for itself. The other options are
+    those of ``sample``.
+
+    Errors: ``ValueError`` for a stride below 1 or not below ``window``, and those of ``sample``.
+    """
+    stride = max(1, window // 2) if stride is None else stride
+    if not 1 <= stride < window:
+        raise ValueError(f"stride={stride}, window={window}: pass 1 <= stride < window, so that windows overlap")
+    if length < 1 or num < 1:
+        raise ValueError(f"length={length}, num={num}: ask for at least one token of one row")
+    seeds = [derive(seed, row) for row in range(num)] if seeds is None else list(seeds)
+    device = device_of(denoiser) if device is None else device
+    start = torch.as_tensor([] if prompt is None else prompt, dtype=torch.long, device=device)
+    if start.ndim != 1:
+        raise ValueError(f"prompt of shape {tuple(start.shape)}: pass one sequence of ids")
+    text = torch.cat([start, start.new_zeros(length)]).repeat(len(seeds), 1)
+    done, number, nfe, positions = len(start), 0, 0, 0
+    while done < text.shape[1]:
+        stop = min(text.shape[1], max(window, done + stride))
+        first = max(0, stop - window)
+        found = sample(
+            process,
+            denoiser,
+            canvas=text[:, first:stop],
+            frozen=(torch.arange(first, stop, device=device) < done).expand(len(seeds), -1),
+            seeds=[derive(one, number) if number else one for one in seeds],
+            steps=steps,
+            sampler=sampler,
+            temperature=temperature,
+            top_p=top_p,
+            cond=cond,
+            callback=callback,
+            device=device,
+        )
+        text[:, done:stop] = found.tokens[:, done - first :]
+        done, number, nfe, positions = stop, number + 1, nfe + found.nfe, positions + found.positions
+    return Samples(text, nfe, positions, list(seeds))

@@ -1,0 +1,60 @@
+"""The table of laws is true: every number stands in it once, and every test it names exists and names that number."""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NUMBERS = sorted({f"T{n}" for n in range(31)} - {"T3"} | {"T0b", "T0c", "T2b", "T3a", "T3b", "T3c"})
+ROW = re.compile(r"^\| (T\d+[a-c]?) \| (.+) \| ([^|]+) \|$", re.MULTILINE)
+
+
+def named(function: ast.FunctionDef) -> set[str]:
+    """The numbers in a test's name (``test_t3a_t3c_..``) or docstring (``T3a``)."""
+    parts = function.name.split("_")
+    in_name = {part.capitalize() for part in parts if re.fullmatch(r"t\d+[a-c]?", part)}
+    return in_name | set(re.findall(r"\bT\d+[a-c]?\b", ast.get_docstring(function) or ""))
+
+
+def law_tests() -> dict[str, set[str]]:
+    """The numbers that each test of ``tests/laws`` names."""
+    return {
+        f"{path.name}::{node.name}": named(node)
+        for path in (ROOT / "tests" / "laws").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+def table() -> dict[str, list[str]]:
+    """The tests that the table of ``docs/laws.md`` names for each number."""
+    rows = defaultdict(list)
+    for number, _, cell in ROW.findall((ROOT / "docs" / "laws.md").read_text("utf-8")):
+        rows[number] += re.findall(r"`([^`]+)`", cell)
+    return dict(rows)
+
+
+def test_every_number_has_one_row():
+    rows = ROW.findall((ROOT / "docs" / "laws.md").read_text("utf-8"))
+    assert sorted(number for number, _, _ in rows) == NUMBERS
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_every_law_is_tested_by_its_name(number):
+    found = law_tests()
+    assert any(number in numbers for numbers in found.values()), f"no test of tests/laws names {number}"
+    listed = table()[number]
+    assert listed, f"{number} names no test"
+    for test in listed:
+        assert test in found, f"{number} names {test}, which does not exist"
+        assert number in found[test], f"{test} does not name {number} in its name or docstring"
+
+
+def test_numbers_are_read_as_they_are_written():
+    code = 'def test_t3a_t12_is_true(self):\n    """T0b: as in T27, not in AT4 or T4x."""\n'
+    (function,) = ast.parse(code).body
+    assert isinstance(function, ast.FunctionDef)
+    assert named(function) == {"T3a", "T12", "T0b", "T27"}

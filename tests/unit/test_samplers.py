@@ -1,0 +1,184 @@
+"""Samplers by name: every name runs, every option matters, and what does not fit is refused with a way out."""
+
+import inspect
+
+import pytest
+import torch
+
+from redraft import processes, sampling
+from redraft.sampling import SAMPLERS, samplers
+from redraft.schedules import GammaSchedule
+
+CODES = torch.tensor([[-1.0, 0.2], [0.3, -1.0], [1.0, 0.7]], dtype=torch.float64)
+PROCESSES = {
+    "masked": lambda: processes.masked(3),
+    "uniform": lambda: processes.uniform(3),
+    "hybrid": lambda: processes.hybrid(3),
+    "gaussian": lambda: processes.gaussian(CODES, schedule=GammaSchedule(gamma_min=-6.0)),
+    "d3pm": lambda: processes.d3pm(3, "gaussian", 6),
+    "spindle": lambda: processes.spindle(torch.tensor([0.5, -0.5, 0.0])),
+    "absorbing": lambda: processes.d3pm(3, "absorbing", 6),
+}
+MASKED = {"masked", "absorbing"}
+TOKENS = set(PROCESSES) - {"gaussian"}
+FITS = {
+    "ancestral": set(PROCESSES),
+    "analytic": set(PROCESSES),
+    "cached": set(PROCESSES),
+    "euler": {"masked", "uniform", "hybrid"},
+    "first_hitting": MASKED,
+    "greedy_tail": TOKENS,
+    "psi": {"masked", "absorbing", "uniform", "hybrid"},
+    "psi:rule=constant": TOKENS,
+    "remdm": MASKED,
+    "remdm:strategy=loop": MASKED,
+    "forward_backward": MASKED,
+    "dfm": MASKED,
+    "gibbs": TOKENS - {"spindle"},
+    "informed": TOKENS - {"spindle"},
+    "confidence": MASKED,
+    "left_to_right": MASKED,
+}
+
+
+class Denoiser:
+    """Something of a context, and of a time: enough for every option to show."""
+
+    def __init__(self, process) -> None:
+        self.process = process
+        self.facts = processes.Facts(time_conditioned=True, mask_id=process.mask_id)
+
+    def __call__(self, z, t, cond=None):
+        level = z.double() if z.dim() == 2 else 3 * z.sum(-1)
+        near = level.roll(1, 1) + 2 * level.roll(-1, 1) + torch.arange(level.shape[1])
+        return torch.sin(near[..., None] * torch.arange(1, 4) + t[:, None, None]).log_softmax(-1)
+
+
+def draw(process: str, sampler: str, **options) -> torch.Tensor:
+    made = PROCESSES[process]()
+    options = {"length": 12, "num": 4, "steps": 6, **options}
+    return sampling.sample(made, Denoiser(made), sampler=sampler, **options).tokens
+
+
+def test_every_name_is_tried_here():
+    assert {name.partition(":")[0] for name in FITS} == set(SAMPLERS)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("sampler", FITS)
+def test_a_sampler_writes_tokens_or_refuses_the_process(sampler, process):
+    """A refusal names the process and a sampler that fits it."""
+    if process in FITS[sampler]:
+        tokens = draw(process, sampler)
+        assert tokens.shape == (4, 12)
+        assert tokens.max() < 3
+    else:
+        name = PROCESSES[process]().name
+        with pytest.raises(ValueError, match=rf"{name} process .*use '(ancestral|psi|gibbs)"):
+            draw(process, sampler)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_sampler_a_refusal_names_fits_or_names_one_that_does(process):
+    for sampler in FITS:
+        name, last = sampler, None
+        for _ in range(4):
+            try:
+                draw(process, name)
+            except ValueError as error:
+                last, name = name, str(error).rpartition("use '")[2].rstrip("'")
+                assert name != last
+            else:
+                break
+        else:
+            pytest.fail(f"{sampler} for {process}: the advice leads nowhere")
+
+
+OPTIONS = [
+    ("hybrid", "psi:eta=0.3", "psi:eta=0.9"),
+    ("hybrid", "psi:eta=0.3", "psi:rule=constant,eta=0.3"),
+    ("masked", "psi:eta=0.3", "psi:rule=cap,eta=0.3"),
+    ("masked", "remdm:eta=0.3", "remdm:eta=0.9"),
+    ("masked", "remdm:eta=0.3", "remdm:strategy=rescale,eta=0.3"),
+    ("masked", "remdm:strategy=conf", "remdm:strategy=conf,eta=0.1"),
+    ("masked", "remdm:strategy=conf", "remdm:strategy=rescale,eta=1"),
+    ("masked", "remdm:strategy=loop,eta=0.5", "remdm:strategy=loop"),
+    ("masked", "remdm:strategy=loop,eta=0.5", "remdm:strategy=loop,eta=0.5,t_on=0.9"),
+    ("masked", "remdm:strategy=loop,eta=0.5", "remdm:strategy=loop,eta=0.5,t_off=0.3"),
+    ("masked", "remdm:strategy=loop,eta=0.5", "remdm:strategy=loop,eta=0.5,alpha_on=0.3"),
+    ("masked", "dfm", "dfm:beta=1"),
+    ("uniform", "gibbs", "gibbs:k=3"),
+    ("uniform", "informed", "informed:k=1"),
+    ("uniform", "informed", "informed:tau=0"),
+    ("uniform", "informed:tau=0", "informed:tau=0,score=margin"),
+]
+
+
+@pytest.mark.parametrize(("process", "one", "other"), OPTIONS)
+def test_every_option_matters(process, one, other):
+    """From the same seeds, other texts."""
+    assert not torch.equal(draw(process, one, num=16), draw(process, other, num=16))
+
+
+def test_no_option_is_left_out():
+    tried = {(name.partition(":")[0], part.partition("=")[0]) for _, *pair in OPTIONS for name in pair
+             for part in filter(None, name.partition(":")[2].split(","))}  # fmt: skip
+    there = {
+        (name, option)
+        for name, function in SAMPLERS.items()
+        for option, one in inspect.signature(function).parameters.items()
+        if one.kind is one.KEYWORD_ONLY
+    }
+    assert tried == there
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "euler", "first_hitting", "psi", "remdm", "gibbs", "informed", "dfm"])
+def test_temperature_and_top_p_reach_every_sampler(sampler):
+    """Both sharpen; with only the likeliest token kept, whichever way, the same texts are written."""
+    plain = draw("masked", sampler, num=16)
+    assert not torch.equal(plain, draw("masked", sampler, num=16, temperature=0.3))
+    assert not torch.equal(plain, draw("masked", sampler, num=16, top_p=0.5))
+    kept = draw("masked", sampler, num=16, top_p=1e-6)
+    assert torch.equal(kept, draw("masked", sampler, num=16, temperature=0.0))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ("remdn", "unknown sampler 'remdn'; did you mean 'remdm'"),
+        ("remdm:etta=1", "unknown option of sampler 'remdm': 'etta'; did you mean 'eta'"),
+        ("remdm:eta=much", "eta='much' should be like 0.5"),
+        ("remdm:strategy=capp", "unknown strategy of remdm 'capp'; did you mean 'cap'"),
+        ("remdm:eta=2", r"eta=2.0 is outside \[0, 1\]"),
+        ("remdm:t_on=0.5", "t_on of remdm: options of strategy=loop, not of 'cap'"),
+        ("remdm:strategy=loop,t_on=0.5,t_off=0.6", "0 < t_off < t_on < 1"),
+        ("remdm:strategy=loop,alpha_on=1", r"alpha_on=1.0 of remdm is outside \(0, 1\)"),
+        ("psi:rule=captain", "unknown rule of psi 'captain'; did you mean 'cap'"),
+        ("psi:eta=-1", r"eta=-1.0 is outside \[0, 1\]"),
+        ("dfm:beta=-1", "beta=-1.0 of dfm"),
+        ("gibbs:k=0", "k=0 of gibbs"),
+        ("gibbs:k=1.5", "k='1.5' should be like 1"),
+        ("informed:k=0", "k=0, tau=1.0 of informed"),
+        ("informed:score=high", "unknown score of informed 'high'"),
+        ("ancestral:k=1", "unknown option of sampler 'ancestral': 'k'"),
+    ],
+)
+def test_mistakes_are_named(sampler, message):
+    with pytest.raises(ValueError, match=message):
+        draw("masked", sampler)
+
+
+def test_names_and_functions_are_the_same():
+    assert torch.equal(draw("masked", "remdm"), draw("masked", samplers.remdm))
+    assert torch.equal(draw("hybrid", "psi:eta=0.02"), draw("hybrid", "psi"))
+    assert torch.equal(draw("masked", "analytic"), draw("masked", "ancestral"))
+
+
+def test_rows_of_a_draw():
+    """A part of a batch keeps its own generators; a single generator, or none, stays what it is."""
+    frozen = torch.tensor([[True], [False], [True]])
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    part = samplers.Draw(frozen, generators).rows(torch.tensor([2, 1]))
+    assert part.frozen.tolist() == [[True], [False]]
+    assert part.generator == [generators[2], generators[1]]
+    assert samplers.Draw(frozen, None).rows(torch.tensor([0])).generator is None
