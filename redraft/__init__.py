@@ -7,12 +7,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from redraft import objectives, recipes, schedules
+    from redraft import guidance, objectives, recipes, schedules
     from redraft.data import Tokenizer, toy
+    from redraft.distillation import distil
     from redraft.evaluation import Likelihood, distinct_n, likelihood, unigram_entropy
+    from redraft.guidance import cfg, classifier_guided
     from redraft.lm import LM, Generation
     from redraft.models import Transformer, TransformerConfig
-    from redraft.processes import Denoiser, Facts, Process, gaussian, hybrid, masked, uniform
+    from redraft.processes import (
+        Denoiser,
+        Facts,
+        Process,
+        d3pm,
+        gaussian,
+        hybrid,
+        learned,
+        masked,
+        spindle,
+        uniform,
+    )
     from redraft.recipes import Config
     from redraft.runs import Run, load, train
     from redraft.sampling import Samples, Step, sample, samplers
@@ -36,9 +49,15 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "__version__",
+    "cfg",
+    "classifier_guided",
+    "d3pm",
+    "distil",
     "distinct_n",
     "gaussian",
+    "guidance",
     "hybrid",
+    "learned",
     "likelihood",
     "load",
     "masked",
@@ -47,6 +66,7 @@ __all__ = [
     "sample",
     "samplers",
     "schedules",
+    "spindle",
     "toy",
     "train",
     "uniform",
@@ -54,6 +74,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "guidance": "redraft.guidance",
     "objectives": "redraft.objectives",
     "recipes": "redraft.recipes",
     "samplers": "redraft.sampling.samplers",
@@ -62,10 +83,14 @@ _MODULES = {
 }
 _NAMES = {
     "redraft.data": ("Tokenizer",),
+    "redraft.distillation": ("distil",),
     "redraft.evaluation": ("Likelihood", "distinct_n", "likelihood", "unigram_entropy"),
+    "redraft.guidance": ("cfg", "classifier_guided"),
     "redraft.lm": ("LM", "Generation"),
     "redraft.models": ("Transformer", "TransformerConfig"),
-    "redraft.processes": ("Denoiser", "Facts", "Process", "gaussian", "hybrid", "masked", "uniform"),
+    "redraft.processes": (
+        *("Denoiser", "Facts", "Process", "d3pm", "gaussian", "hybrid", "learned", "masked", "spindle", "uniform"),
+    ),
     "redraft.recipes": ("Config",),
     "redraft.runs": ("Run", "load", "train"),
     "redraft.sampling": ("Samples", "Step", "sample"),

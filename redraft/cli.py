@@ -1,4 +1,4 @@
-"""The command line: train, generate, infill, evaluate, list. Options have the names of the Python API.
+"""The command line: train, distil, generate, infill, evaluate, study, list. Options have the names of the Python API.
 
 What a command measured or wrote goes to standard output, all else to standard error. A mistake of the user's is one
 line and exit code 2, an interrupt one line and 130; a traceback is a fault of ours. Nothing heavy is imported before a
@@ -11,25 +11,25 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from redraft import __version__
 from redraft.errors import unknown
+from redraft.options import ARGUMENTS, FIELDS, TrainCommand
 
 if TYPE_CHECKING:
-    from redraft.lm import LM, Generation
+    from redraft.lm import LM, Generation, Options
+    from redraft.runs import Run
     from redraft.sampling import Callback
 
 INTERRUPTED, MISTAKE = 130, 2
 # click's UsageError, which typer carries inside or imports, by its version
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-_FIELDS, _ARGUMENTS = "redraft.fields", "redraft.arguments"
 
 
 class Commands(TyperGroup):
@@ -59,53 +59,6 @@ class Commands(TyperGroup):
         sys.exit(code)
 
 
-class TrainCommand(TyperCommand):
-    """Takes every dotted field of a recipe as an option, besides its own."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        own = [name for parameter in self.get_params(ctx) for name in parameter.opts if name.startswith("-")]
-        ctx.meta[_ARGUMENTS] = list(args)
-        if not ctx.resilient_parsing:  # which is a shell asking for completions
-            args, ctx.meta[_FIELDS] = split_fields(args, own)
-        return super().parse_args(ctx, args)
-
-
-def split_fields(args: Sequence[str], own: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Take ``--train.lr 3e-4`` and ``--train.lr=3e-4`` out of ``args``: the rest, and {"train.lr": "3e-4"}.
-
-    Errors: ``ValueError`` for an option that is neither a field nor in ``own``, naming the nearest.
-    """
-    rest: list[str] = []
-    values: dict[str, str] = {}
-    remaining = iter(args)
-    for arg in remaining:
-        option, given, value = arg.partition("=")
-        if arg == "--":
-            return [*rest, arg, *remaining], values
-        if not arg.startswith("--") or option in own:
-            rest.append(arg)
-            continue
-        name = _field(option, own)
-        value = value if given else next(remaining, None)
-        if value is None:
-            raise ValueError(f"{option} needs a value: {option} VALUE")
-        values[name] = value
-    return rest, values
-
-
-def _field(option: str, own: Sequence[str]) -> str:
-    from redraft.recipes import Config, field_names
-
-    fields = [name for name in field_names(Config) if name != "recipe"]
-    name = option.removeprefix("--")
-    if name in fields:
-        return name
-    options = [*own, *(f"--{field}" for field in fields)]
-    near = [one for one in options if one.endswith(f".{name}")] or get_close_matches(option, options, n=1, cutoff=0.5)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown option {option!r};{hint} 'redraft list fields' shows every field of a recipe")
-
-
 def _recipes(incomplete: str) -> list[str]:
     from redraft.recipes import RECIPES
 
@@ -122,11 +75,18 @@ app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, help="Diffusion 
 
 Model = Annotated[str, typer.Argument(help="A run's folder, a saved model, or a Hugging Face id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Corpus = Annotated[str | None, typer.Option(help="File, folder, corpus or Hub data set; field data.source.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the folder.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps; the sampler's default unless given.")]
 Num = Annotated[int, typer.Option(help="Texts to draw.")]
 SamplerName = Annotated[str | None, typer.Option("--sampler", help="See: redraft list samplers.")]
 Temperature = Annotated[float, typer.Option(help="Below 1 sharpens; 0 takes the likeliest.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share of the mass.")]
+Words = Annotated[
+    str | None, typer.Option("--tokenizer", help="Released checkpoints: another tokenizer's folder or id.")
+]
+Family = Annotated[str | None, typer.Option(help="Released checkpoints that do not tell. See: redraft list families.")]
 Show = Annotated[bool, typer.Option("--trace", help="Show the draft of the first text step by step.")]
 Svg = Annotated[Path | None, typer.Option(help="Save the drafts of the first text as a picture.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; cpu unless given.")]
@@ -146,28 +106,36 @@ def train(
     ctx: typer.Context,
     recipe: Annotated[str, typer.Argument(help="See: redraft list recipes.", autocompletion=_recipes)],
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE unless given.")] = None,
-    data: Annotated[str | None, typer.Option(help="File, folder, corpus or Hub data set; field data.source.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the folder.")] = False,
+    data: Corpus = None,
+    resume: Resume = False,
     seed: Annotated[int | None, typer.Option(help="Field train.seed.")] = None,
     as_json: Json = False,
 ) -> int:
     """Train a model by a recipe. Any field of it is an option: --train.lr 3e-4 (see: redraft list fields)."""
-    values: dict[str, Any] = dict(ctx.meta[_FIELDS])
-    if seed is not None and values.setdefault("train.seed", seed) != seed:
-        raise ValueError(f"--seed {seed} and --train.seed {values['train.seed']} are the same field: pass one")
+    values = _fields(ctx, "seed", seed)
     from redraft.runs import train
 
     run = train(recipe, data=data, out=out, resume=resume, overrides=values)
-    if os.environ.get("RANK", "0") == "0":
-        measured = None if run.likelihood is None else run.likelihood.to_dict()
-        if as_json:
-            _print_json({"out": str(run.out), "steps": run.step, "stopped": run.stopped, "likelihood": measured})
-        elif not run.stopped:
-            _print_rows([*_likelihood_rows(measured or {}), ("saved in", str(run.out))])
-        if run.stopped:
-            again = shlex.join([*(arg for arg in ctx.meta[_ARGUMENTS] if arg != "--resume"), "--resume"])
-            typer.echo(f"stopped at step {run.step}; continue with: redraft train {again}", err=True)
-    return INTERRUPTED if run.stopped else 0
+    return _ended(ctx, run, as_json)
+
+
+@app.command(cls=TrainCommand, options_metavar="[OPTIONS] [--FIELD VALUE ...]")
+def distil(
+    ctx: typer.Context,
+    model: Model,
+    rounds: Annotated[int, typer.Option(help="Each round's model teaches the next, over twice the jump in time.")] = 5,
+    steps: Annotated[int | None, typer.Option(help="Steps of a round; field train.steps.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the rounds; runs/RECIPE-distilled unless given.")] = None,
+    data: Corpus = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> int:
+    """Distil a trained uniform model into one that needs fewer steps, by its own recipe; fields as in train."""
+    from redraft.distillation import distil
+
+    values = _fields(ctx, "steps", steps)
+    run = distil(model, rounds, data=data, out=out, resume=resume, overrides=values)
+    return _ended(ctx, run, as_json)
 
 
 @app.command()
@@ -175,22 +143,29 @@ def generate(
     model: Model,
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
     length: Annotated[int | None, typer.Option(help="Tokens to write; to the end of the context unless given.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Write on past the context, by a window that moves so far.")
+    ] = None,
     steps: Steps = None,
     num: Num = 1,
     sampler: SamplerName = None,
     temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
     seed: Seed = 0,
     device: Device = None,
+    tokenizer: Words = None,
+    family: Family = None,
     show: Show = False,
     svg: Svg = None,
     as_json: Json = False,
 ) -> None:
     """Write text, from nothing or after a prompt."""
-    lm = _load(model, device)
-    options: dict[str, Any] = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "seed": seed}
+    lm = _load(model, device, tokenizer, family)
+    options: Options = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature}
+    options |= {"top_p": top_p, "seed": seed}
 
     def draw(callback: "Callback | None") -> "Generation":
-        return lm.generate(prompt, length=length, callback=callback, **options)
+        return lm.generate(prompt, length=length, stride=stride, **(options | {"callback": callback}))
 
     _write(lm, draw, show, svg, as_json)
 
@@ -203,18 +178,22 @@ def infill(
     num: Num = 1,
     sampler: SamplerName = None,
     temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
     seed: Seed = 0,
     device: Device = None,
+    tokenizer: Words = None,
+    family: Family = None,
     show: Show = False,
     svg: Svg = None,
     as_json: Json = False,
 ) -> None:
     """Fill the gaps of a text, "The [MASK:3] of France"; a backslash before [MASK] makes it text."""
-    lm = _load(model, device)
-    options: dict[str, Any] = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "seed": seed}
+    lm = _load(model, device, tokenizer, family)
+    options: Options = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature}
+    options |= {"top_p": top_p, "seed": seed}
 
     def draw(callback: "Callback | None") -> "Generation":
-        return lm.infill(text, callback=callback, **options)
+        return lm.infill(text, **(options | {"callback": callback}))
 
     _write(lm, draw, show, svg, as_json)
 
@@ -229,10 +208,12 @@ def evaluate(
     text_field: Annotated[str, typer.Option(help="Field of .jsonl and .parquet records that holds the text.")] = "text",
     samples: Annotated[int, typer.Option(help="Also draw this many texts and measure how varied they are.")] = 0,
     device: Device = None,
+    tokenizer: Words = None,
+    family: Family = None,
     as_json: Json = False,
 ) -> None:
     """Measure how likely a text is under a model: a bound with its error bar (95%)."""
-    lm = _load(model, device)
+    lm = _load(model, device, tokenizer, family)
     result = lm.evaluate(data, draws=draws, rows=rows, seed=seed, text_field=text_field).to_dict()
     table = _likelihood_rows(result)
     if samples:
@@ -242,6 +223,29 @@ def evaluate(
         _print_json(result)
     else:
         _print_rows(table)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="See: redraft list studies.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Spend the study's small budget.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; runs/studies/NAME unless given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps of each cell; the budget's unless given.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of each cell; the budget's unless given.")] = None,
+    workers: Annotated[int, typer.Option(help="Cells at a time, a thread each.")] = 2,
+    only: Annotated[list[str] | None, typer.Option(help="Run this cell only; may be given again.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Run a study: a claim of the field as an experiment, with its report. Run again, it goes on where it stopped."""
+    from redraft import studies
+
+    done = studies.run(name, quick=quick, out=out, steps=steps, seeds=seeds, workers=workers, only=only or ())
+    if as_json:
+        _print_json(done.to_dict())
+    else:
+        found = [(one.verdict, f"{one.claim}: {one.sentence}") for one in done.conclusion.findings]
+        _print_rows([*found, ("report", str(done.out / "report.md"))])
+    return 1 if done.failed else 0  # the runner has told of each, and so does the report
 
 
 @app.command("list")
@@ -261,7 +265,30 @@ def list_(
         listing.print_table(entries)
 
 
-def _load(model: str, device: str | None) -> "LM":
+def _fields(ctx: typer.Context, option: str, value: int | None) -> dict[str, Any]:
+    """The fields that were set, ``--option`` being short for train.option."""
+    values: dict[str, Any] = dict(ctx.meta[FIELDS])
+    if value is not None and values.setdefault(f"train.{option}", value) != value:
+        given = values[f"train.{option}"]
+        raise ValueError(f"--{option} {value} and --train.{option} {given} are the same field: pass one")
+    return values
+
+
+def _ended(ctx: typer.Context, run: "Run", as_json: bool) -> int:
+    """Say how a training ended; the exit code."""
+    if os.environ.get("RANK", "0") == "0":
+        measured = None if run.likelihood is None else run.likelihood.to_dict()
+        if as_json:
+            _print_json({"out": str(run.out), "steps": run.step, "stopped": run.stopped, "likelihood": measured})
+        elif not run.stopped:
+            _print_rows([*_likelihood_rows(measured or {}), ("saved in", str(run.out))])
+        if run.stopped:
+            again = shlex.join([*(arg for arg in ctx.meta[ARGUMENTS] if arg != "--resume"), "--resume"])
+            typer.echo(f"stopped at step {run.step}; continue with: redraft {ctx.info_name} {again}", err=True)
+    return INTERRUPTED if run.stopped else 0
+
+
+def _load(model: str, device: str | None, tokenizer: str | None = None, family: str | None = None) -> "LM":
     import torch
 
     from redraft.runs import load
@@ -271,7 +298,7 @@ def _load(model: str, device: str | None) -> "LM":
     except (RuntimeError, AssertionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"device {device!r} is not to be had ({reason}); leave it out") from None
-    return load(model, device)
+    return load(model, device, tokenizer=tokenizer, family=family)
 
 
 def _write(

@@ -41,7 +41,8 @@ def _schedules() -> list[Entry]:
 def _objectives() -> list[Entry]:
     from redraft.objectives import OBJECTIVES
 
-    return _described((name, type(objective)) for name, objective in OBJECTIVES.items())
+    described = _described((name, spec.function) for name, spec in OBJECTIVES.items())
+    return [{**entry, "is_bound": OBJECTIVES[entry["name"]].is_bound} for entry in described]
 
 
 def _samplers() -> list[Entry]:
@@ -50,10 +51,22 @@ def _samplers() -> list[Entry]:
     return _described(SAMPLERS.items())
 
 
+def _families() -> list[Entry]:
+    from redraft.models.released import FAMILIES
+
+    return _described((name, family.reads) for name, family in FAMILIES.items())
+
+
 def _corpora() -> list[Entry]:
     from redraft.data import CORPORA
 
     return _described(CORPORA.items())
+
+
+def _studies() -> list[Entry]:
+    from redraft import studies
+
+    return [{"name": name, "description": studies.get(name).question} for name in studies.STUDIES]
 
 
 TOKENIZERS = {
@@ -108,8 +121,10 @@ KINDS: dict[str, Callable[[], list[Entry]]] = {
     "schedules": _schedules,
     "objectives": _objectives,
     "samplers": _samplers,
+    "families": _families,
     "corpora": _corpora,
     "tokenizers": _tokenizers,
+    "studies": _studies,
     "fields": _fields,
 }
 

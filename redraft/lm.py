@@ -1,22 +1,41 @@
 """A language model one can talk to: process, denoiser and tokenizer together, whatever the family."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
 
 from redraft.data import Tokenizer, load_text
 from redraft.evaluation import Likelihood, likelihood, variety
-from redraft.models import Transformer, folder
+from redraft.models import Transformer, folder, released
+from redraft.models.dit import DiTDenoiser
 from redraft.processes import Process
+from redraft.processes.base import device_of
 from redraft.randomness import Device, derive
-from redraft.sampling import Callback, Sampler, Samples, sample
+from redraft.sampling import Callback, Sampler, Samples, sample, semi_autoregressive
 
 _POSITIONS_AT_ONCE = 4096
 """Rows times length drawn together; rows do not depend on their neighbours, so it changes no text."""
+
+
+class _Common(TypedDict, total=False):
+    steps: int | None
+    sampler: str | Sampler | None
+    temperature: float
+    top_p: float
+    callback: Callback | None
+
+
+class Options(_Common, total=False):
+    """Options of ``sample`` that writing texts shares; see there."""
+
+    num: int
+    seed: int
+    seeds: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -50,21 +69,41 @@ class Generation:
 class LM:
     """``process``, ``denoiser`` and ``tokenizer``; ``context`` is the length trained on, ``about`` what was stored."""
 
-    def __init__(self, denoiser: Transformer, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
+    def __init__(self, denoiser: Transformer | DiTDenoiser, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
         self.denoiser, self.tokenizer, self.about = denoiser, tokenizer, about
         self.context: int = about["context"]
 
     @classmethod
-    def load(cls, path: str | Path, device: Device = None) -> "LM":
-        """The model in a folder. Errors: ``ValueError`` naming what is missing, damaged or does not fit."""
+    def load(
+        cls,
+        path: str | Path,
+        device: Device = None,
+        *,
+        tokenizer: str | Tokenizer | None = None,
+        family: str | None = None,
+        repository: str = "",
+    ) -> "LM":
+        """The model in a folder: one of ours, or a released checkpoint (``redraft.models.released.load``).
+
+        Errors: ``ValueError`` naming what is missing, damaged or does not fit, and for a ``tokenizer`` or ``family``
+        where the folder says both.
+        """
+        if not folder.is_ours(folder.read_config(Path(path))):
+            found = released.load(path, device, tokenizer=tokenizer, family=family, repository=repository)
+            return cls(*found)
+        for name, value in (("tokenizer", tokenizer), ("family", family)):
+            if value is not None:
+                raise ValueError(
+                    f"{name}={value!r}: {path} is a model of redraft's own and says it itself; leave it out"
+                )
         denoiser, about = folder.load(path, device)
-        tokenizer = Tokenizer.load(path)
+        words = Tokenizer.load(path)
         K = denoiser.config.process["K"]
-        if tokenizer.K != K:
-            raise ValueError(f"{path}: the tokenizer has {tokenizer.K} tokens, the model {K}; they are not a pair")
+        if words.K != K:
+            raise ValueError(f"{path}: the tokenizer has {words.K} tokens, the model {K}; they are not a pair")
         if not isinstance(about.get("context"), int):
             raise ValueError(f"{path}: config.json is damaged, it says nothing of about.context; copy the folder again")
-        return cls(denoiser, tokenizer, about)
+        return cls(denoiser, words, about)
 
     @property
     def process(self) -> Process:
@@ -72,7 +111,7 @@ class LM:
 
     @property
     def device(self) -> torch.device:
-        return self.denoiser.head.weight.device
+        return device_of(self.denoiser)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; text that spells a special token is text."""
@@ -83,81 +122,54 @@ class LM:
         return self.tokenizer.decode(ids.tolist() if isinstance(ids, Tensor) else ids)
 
     def generate(
-        self,
-        prompt: str = "",
-        *,
-        length: int | None = None,
-        num: int = 1,
-        steps: int | None = None,
-        sampler: str | Sampler | None = None,
-        temperature: float = 1.0,
-        seed: int = 0,
-        seeds: Sequence[int] | None = None,
-        callback: Callback | None = None,
+        self, prompt: str = "", *, length: int | None = None, stride: int | None = None, **options: Unpack[Options]
     ) -> Generation:
         """Continue ``prompt`` by ``length`` tokens (to the end of the trained context unless given).
 
-        The other options are those of ``sample``. Errors: ``ValueError`` when prompt and length exceed the context.
+        With ``stride`` a text may be longer than the context: it is written through a window of that size, which moves
+        on by so many tokens (``semi_autoregressive``). The options are those of ``sample``.
+
+        Errors: ``ValueError`` when prompt and length exceed the context and there is no stride.
         """
         ids = self.encode(prompt)
         length = self.context - len(ids) if length is None else length
-        if not 0 < length <= self.context - len(ids):
+        if length < 1 or (stride is None and length > self.context - len(ids)):
             raise ValueError(
                 f"a prompt of {len(ids)} tokens and {length} to write do not fit the {self.context} positions trained "
-                f"on: pass length from 1 to {self.context - len(ids)}, or a shorter prompt"
+                f"on: pass length from 1 to {self.context - len(ids)}, a shorter prompt, or a stride"
             )
-        return self._write([*ids, *[None] * length], num, seed, seeds, callback, steps, sampler, temperature)
+        if stride is None:
+            return self._write([*ids, *[None] * length], options)
+        window = {"window": self.context, "stride": stride, "prompt": ids, "length": length}
+        return self._draw(partial(semi_autoregressive, self.process, self.denoiser, **window), self.context, options)
 
-    def infill(
-        self,
-        text: str,
-        *,
-        num: int = 1,
-        steps: int | None = None,
-        sampler: str | Sampler | None = None,
-        temperature: float = 1.0,
-        seed: int = 0,
-        seeds: Sequence[int] | None = None,
-        callback: Callback | None = None,
-    ) -> Generation:
+    def infill(self, text: str, **options: Unpack[Options]) -> Generation:
         """Fill the gaps of ``text``: ``[MASK]`` is one token, ``[MASK:3]`` three; ``\\[MASK]`` is the text itself.
 
-        Errors: ``ValueError`` for a text without gaps, or longer than the trained context.
+        The options are those of ``sample``. Errors: ``ValueError`` for a text without gaps, or longer than the trained
+        context.
         """
         row = self.tokenizer.encode_template(text)
         if len(row) > self.context:
             raise ValueError(f"the text has {len(row)} tokens, the model was trained on {self.context}: shorten it")
-        return self._write(row, num, seed, seeds, callback, steps, sampler, temperature)
+        return self._write(row, options)
 
-    def _write(
-        self,
-        row: Sequence[int | None],
-        num: int,
-        seed: int,
-        seeds: Sequence[int] | None,
-        callback: Callback | None,
-        steps: int | None,
-        sampler: str | Sampler | None,
-        temperature: float,
-    ) -> Generation:
-        """Draw texts of one canvas, None where it is free, so many rows at a time that memory stays bounded."""
+    def _write(self, row: Sequence[int | None], options: Options) -> Generation:
+        """Draw texts of one canvas, None where it is free."""
+        canvas = torch.tensor([0 if token is None else token for token in row])
+        frozen = torch.tensor([token is not None for token in row])
+        return self._draw(partial(sample, self.process, self.denoiser, canvas=canvas, frozen=frozen), len(row), options)
+
+    def _draw(self, write: Callable[..., Samples], width: int, options: Options) -> Generation:
+        """Draw texts so many rows at a time that memory stays bounded."""
+        num, seed, seeds = options.pop("num", 1), options.pop("seed", 0), options.pop("seeds", None)
         if num < 1:
             raise ValueError(f"num={num}: draw at least one row")
         seeds = [derive(seed, i) for i in range(num)] if seeds is None else seeds
-        at_once = max(1, _POSITIONS_AT_ONCE // len(row))
+        common = cast(_Common, options)  # what is left are those
+        at_once = max(1, _POSITIONS_AT_ONCE // width)
         parts = [
-            sample(
-                self.process,
-                self.denoiser,
-                canvas=torch.tensor([0 if token is None else token for token in row]),
-                frozen=torch.tensor([token is not None for token in row]),
-                seeds=seeds[start : start + at_once],
-                steps=steps,
-                sampler=sampler,
-                temperature=temperature,
-                callback=callback,
-                device=self.device,
-            )
+            write(seeds=seeds[start : start + at_once], device=self.device, **common)
             for start in range(0, len(seeds), at_once)
         ]
         tokens = torch.cat([part.tokens for part in parts])
@@ -172,5 +184,11 @@ class LM:
         return likelihood(self.denoiser, self.process, packed, draws=draws, rows=rows, seed=seed, device=self.device)
 
     def save(self, path: str | Path) -> None:
-        """Store the model as a folder that ``LM.load`` and ``transformers`` read."""
-        folder.save(path, self.denoiser.config, self.denoiser.state_dict(), self.tokenizer, self.about)
+        """Store the model as a folder that ``LM.load`` reads, in the layout it came in.
+
+        A model of our own can be read by ``transformers`` too.
+        """
+        if isinstance(self.denoiser, DiTDenoiser):
+            released.save(path, self.denoiser, self.tokenizer, self.about)
+        else:
+            folder.save(path, self.denoiser.config, self.denoiser.state_dict(), self.tokenizer, self.about)

@@ -4,10 +4,11 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,8 +18,10 @@ from redraft.data import Data, Packed, Tokenizer, load_data
 from redraft.evaluation import Likelihood, likelihood
 from redraft.files import write_text
 from redraft.lm import LM
-from redraft.models import Transformer, TransformerConfig
+from redraft.models import Transformer, TransformerConfig, folder
 from redraft.processes import Process
+from redraft.processes.d3pm import NEIGHBOURS, nearest, spelling
+from redraft.processes.per_token import frequency_scores, usual_exponents
 from redraft.randomness import Device, derive, generator, randn
 from redraft.recipes import Config, ProcessConfig
 from redraft.sampling import sample
@@ -28,6 +31,10 @@ from redraft.training.loop import starting_point
 RESULTS = "results.json"
 _WEIGHTS, _CODEBOOK = 0, 1
 """What a run's seed draws before its first step."""
+STEPPED = ("masked", "uniform", "hybrid", "d3pm")
+"""Processes that may run in discrete time."""
+_RANGE_ROWS = 32
+"""Held-out rows on which a block model's range of mask rates is chosen."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +81,10 @@ def train(
     starting_point(out, resume)
     with parallel.world() as world:
         started = time.time()
-        corpus = load_data(config.data)
-        process, model = build(config, corpus.tokenizer)
-        objective = objectives.get(config.objective)
+        init = config.model.init
+        corpus = load_data(config.data, None if init is None else Tokenizer.load(init))
+        process, model = build(config, corpus.tokenizer, corpus.train)
+        objective = objectives.get(config.objective, **asdict(config.loss))
         hooks = Hooks(validate=_validation(config, corpus.held_out), sample=_sampling(config, corpus.tokenizer))
         ended = fit(config, model, process, objective, corpus.train, hooks, out, resume)
         about = {"context": config.data.length, "recipe": recipes.to_dict(config), "data": corpus.description}
@@ -95,14 +103,27 @@ def train(
         return Run(lm, measured, False, ended.step, out)
 
 
-def load(path: str | Path, device: Device = None) -> LM:
-    """The model of a run, of a saved folder, or of a Hugging Face id ``owner/name``.
+def load(
+    path: str | Path,
+    device: Device = None,
+    *,
+    tokenizer: str | Tokenizer | None = None,
+    family: str | None = None,
+) -> LM:
+    """The model of a run, of a saved folder, of a released checkpoint's folder, or of a Hugging Face id ``owner/name``.
+
+    For released checkpoints: ``tokenizer``, a folder or id, where the one the family trained with is not wanted;
+    ``family`` (see ``redraft.models.released.FAMILIES``) where config.json does not tell.
 
     Errors: ``ValueError`` for a folder that holds none, or an id that cannot be fetched.
     """
-    if Path(path).is_dir():
-        return LM.load(path, device)
-    name = str(path)
+    local = Path(path).is_dir()
+    found, repository = (path, "") if local else (_hub(str(path)), str(path))
+    return LM.load(found, device, tokenizer=tokenizer, family=family, repository=repository)
+
+
+def _hub(name: str) -> str:
+    """The folder into which a repository's data files were fetched."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"{name}: no such folder; pass the folder of a run, or a Hugging Face id like owner/name")
     from huggingface_hub import snapshot_download
@@ -110,11 +131,10 @@ def load(path: str | Path, device: Device = None) -> LM:
 
     try:
         # only data is asked for: no code of a repository is ever fetched, still less run
-        found = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
+        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name}: no such folder, and not to be had from the Hugging Face Hub ({reason})") from None
-    return LM.load(found, device)
 
 
 def configure(
@@ -130,39 +150,94 @@ def configure(
     return recipes.override(config, values)
 
 
-def build(config: Config, tokenizer: Tokenizer) -> tuple[Process, Transformer]:
-    """The process and the untrained denoiser of a configuration, weights drawn from its seed.
+def build(config: Config, tokenizer: Tokenizer, rows: Packed | None = None) -> tuple[Process, Transformer]:
+    """The process and the denoiser of a configuration, its weights drawn from the seed, or those of ``model.init``.
+
+    ``rows`` are the training rows, whose token counts a spindle process needs.
 
     Errors: ``ValueError`` for parts that do not fit one another.
     """
-    process = _process(config.process, tokenizer, config.train.seed)
-    codebook = process.codebook if isinstance(process, processes.Gaussian) else None
+    facts, tensor = _process(config, tokenizer, rows)
     shape = TransformerConfig(
-        process=process.to_dict(),
+        process=facts,
         depth=config.model.depth,
         time_conditioned=config.model.time_conditioned,
-        causal=config.model.causal,
+        attention=config.model.attention,
+        block=config.model.block,
+        head=config.model.head,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.train.seed, _WEIGHTS))
-        model = Transformer(shape, codebook)
+        model = Transformer(shape, tensor)
+    if config.model.init is not None:
+        _start_from(model, config.model.init)
+    process = model.process  # the model's own, so that what is learned of it is learned in the model
     objectives.check(config.objective, process, model.facts)
     return process, model
 
 
-def _process(config: ProcessConfig, tokenizer: Tokenizer, seed: int) -> Process:
-    K = tokenizer.K
-    if config.name == "gaussian":
-        codebook = unit_vectors(K, config.dim, seed)
-        gamma = schedules.GammaSchedule(config.schedule, config.gamma_min, config.gamma_max)
-        return processes.gaussian(codebook, config.kind, gamma)
-    if config.name == "uniform":
-        return processes.uniform(K, config.schedule)
-    if config.name == "hybrid":
-        return processes.hybrid(K, config.uniform_share, config.schedule, tokenizer.mask_id)
-    return processes.masked(K, config.schedule, tokenizer.mask_id)
+def _process(config: Config, tokenizer: Tokenizer, rows: Packed | None) -> tuple[dict[str, Any], Tensor | None]:
+    """The process's facts, and the tensor it keeps among the model's weights."""
+    noise, K, mask_id = config.process, tokenizer.K, tokenizer.mask_id
+    if noise.name not in STEPPED and noise.steps is not None:
+        raise ValueError(
+            f"process.steps={noise.steps} with a {noise.name} process: only {', '.join(STEPPED)} have steps"
+        )
+    if noise.name == "gaussian":
+        codebook = unit_vectors(K, noise.dim, config.train.seed)
+        gamma = schedules.GammaSchedule(noise.schedule, noise.gamma_min, noise.gamma_max)
+        return processes.gaussian(codebook, noise.kind, gamma).to_dict(), codebook
+    if noise.name == "d3pm":
+        return _d3pm(noise, tokenizer)
+    if noise.name == "spindle":
+        scores = frequency_scores(_counts(K, rows))
+        return processes.spindle(scores, noise.strength, mask_id).to_dict(), scores
+    if noise.name == "learned":
+        if config.train.parallel == "fsdp":
+            raise ValueError("train.parallel='fsdp' with a learned process: its exponents are needed whole; use ddp")
+        exponents = usual_exponents(K)
+        return processes.learned(exponents, mask_id).to_dict(), exponents
+    if noise.name == "uniform":
+        return processes.uniform(K, noise.schedule, noise.steps).to_dict(), None
+    if noise.name == "hybrid":
+        return processes.hybrid(K, noise.uniform_share, noise.schedule, mask_id, noise.steps).to_dict(), None
+    return processes.masked(K, noise.schedule, mask_id, noise.steps).to_dict(), None
+
+
+def _d3pm(noise: ProcessConfig, tokenizer: Tokenizer) -> tuple[dict[str, Any], Tensor | None]:
+    if noise.steps is None:
+        raise ValueError("a d3pm process is a chain: set process.steps, its number of steps")
+    K, kind, steps = tokenizer.K, noise.matrix, noise.steps
+    if kind == "neighbour":
+        graph = nearest(spelling(tokenizer.tokens(range(K))), NEIGHBOURS)
+        return {"name": "d3pm", "K": K, "kind": kind, "steps": steps, "schedule": noise.schedule}, graph
+    mask_id = tokenizer.mask_id if kind in ("absorbing", "hybrid") else None
+    return processes.d3pm(K, kind, steps, noise.schedule, mask_id=mask_id).to_dict(), None
+
+
+def _counts(K: int, rows: Packed | None) -> Tensor:
+    """How often each token occurs in the rows, (K,)."""
+    if rows is None:
+        raise ValueError("a spindle process is made from token counts: pass the training rows")
+    ids = rows.ids if rows.valid is None else rows.ids[rows.valid]
+    return torch.bincount(torch.as_tensor(ids, dtype=torch.long).flatten(), minlength=K)
+
+
+def _start_from(model: Transformer, path: str) -> None:
+    """Give ``model`` the weights of the model in a folder. Errors: ``ValueError`` naming what differs in shape."""
+    stored, _ = folder.load(path)
+    there, here = ({name: tuple(one.shape) for name, one in net.state_dict().items()} for net in (stored, model))
+    if there != here:
+        names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+        theirs, ours = stored.config.to_dict(), model.config.to_dict()
+        facts = [f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]]
+        raise ValueError(
+            f"model.init={path}: {names[0]} has shape {there.get(names[0])} there and {here.get(names[0])} here "
+            f"({len(names)} weights differ: {'; '.join(facts)})"
+        )
+    model.load_state_dict(stored.state_dict())
 
 
 def unit_vectors(K: int, dim: int, seed: int) -> Tensor:
@@ -183,9 +258,22 @@ def _validation(config: Config, held_out: Packed | None) -> Callable[[int, nn.Mo
             model, model.process, held_out, draws=1, rows=config.eval.rows, seed=config.train.seed, device=device
         )
         shown = {"held_out": found.nats_per_token, "held_out_error": found.nats_per_token_error}
-        return shown if found.bits_per_char is None else {**shown, "bits_per_char": found.bits_per_char}
+        if found.bits_per_char is not None:
+            shown["bits_per_char"] = found.bits_per_char
+        return shown | _retuned(config, held_out, model)
 
     return validate
+
+
+def _retuned(config: Config, held_out: Packed, model: Transformer) -> dict[str, float]:
+    """The mask rates a block model is trained at from here on, unless the recipe or blocks of one token fix them."""
+    fixed = config.loss.mask_min is not None or config.loss.mask_max is not None or config.model.block == 1
+    if config.objective != "bd3lm" or fixed:
+        return {}
+    rows = np.unique(np.linspace(0, len(held_out) - 1, min(_RANGE_ROWS, len(held_out))).astype(np.int64))
+    batch = objectives.as_batch(held_out.batch(rows), model.head.weight.device)
+    low, high = objectives.retune(model, model.process, batch, config.train.seed)
+    return {"mask_min": low, "mask_max": high}
 
 
 def _sampling(config: Config, tokenizer: Tokenizer) -> Callable[[int, nn.Module], str]:

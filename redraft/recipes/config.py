@@ -22,13 +22,22 @@ def frozen(cls: type[T]) -> type[T]:
     return cast(type[T], dataclass(frozen=True, kw_only=True, config=_STRICT)(cls))
 
 
+Matrix = Literal["uniform", "absorbing", "gaussian", "neighbour", "band", "hybrid"]
+
+
 @frozen
 class ProcessConfig:
     """The forward corruption: which noise, on which schedule."""
 
-    name: Literal["masked", "uniform", "hybrid", "gaussian"] = "masked"
+    name: Literal["masked", "uniform", "hybrid", "gaussian", "d3pm", "spindle", "learned"] = "masked"
     schedule: str = "linear"
-    """Name of ``redraft.schedules.NAMES``; Gaussian processes also take ``linear_gamma``."""
+    """Name of ``redraft.schedules.NAMES``; Gaussian processes also take ``linear_gamma``, D3PM has its own."""
+    steps: int | None = Field(default=None, ge=1)
+    """Discrete time: the number T of steps of the chain; none is continuous time. D3PM needs it."""
+    matrix: Matrix = "uniform"
+    """D3PM: the kind of transition matrix."""
+    strength: float = Field(default=0.3, gt=0.0)
+    """Spindle (DiffusionBERT): how much a token's frequency moves its noise level."""
     uniform_share: float = Field(default=0.2, gt=0.0, lt=1.0)
     """Hybrid: the share of uniform noise at its peak (GIDD's p_u)."""
     kind: Literal["vp", "ve", "rf"] = "vp"
@@ -47,7 +56,38 @@ class ModelConfig:
 
     depth: int = Field(default=4, ge=1, le=128)
     time_conditioned: bool = False
-    causal: bool = False
+    attention: Literal["full", "causal", "block", "permuted"] = "full"
+    """What a position sees: all, what is left of it, blocks up to its own, or what an order puts before it."""
+    block: int | None = Field(default=None, ge=1)
+    """Block attention: positions per block; the context is a multiple of it."""
+    head: Literal["subs", "plain", "score", "logistic"] | None = None
+    """What the last layer says (``redraft.models.heads``); none is ``subs`` with a mask and ``plain`` without."""
+    init: str | None = None
+    """Folder of a trained model whose weights to start from; none starts from random ones."""
+
+
+@frozen
+class LossConfig:
+    """Options of the objective. None is the objective's own default; one it does not know is an error."""
+
+    weighting: Literal["nelbo", "dynamic", "clip"] | None = None
+    """gidd: what stands in place of the bound's weights."""
+    variant: Literal["t_dse", "t_dce", "lambda_dce", "k_dce"] | None = None
+    """radd: which of its four losses of one expectation."""
+    auxiliary: float | None = Field(default=None, ge=0.0)
+    """d3pm and diffusionbert: the weight lambda of the cross-entropy beside the bound."""
+    temperature: float | None = Field(default=None, gt=0.0)
+    """duo: of the softmax that stands in for the argmax while the curriculum lasts."""
+    curriculum: float | None = Field(default=None, ge=0.0, le=1.0)
+    """duo: share of the training spent on the relaxed input."""
+    mask_min: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """bd3lm: least mask rate drawn."""
+    mask_max: float | None = Field(default=None, gt=0.0, le=1.0)
+    """bd3lm: greatest mask rate drawn."""
+    teacher: str | None = None
+    """dcd: folder of the model to distil."""
+    jump: float | None = Field(default=None, gt=0.0, le=1.0)
+    """dcd: how far in t the student must see beyond the teacher."""
 
 
 @frozen
@@ -132,6 +172,8 @@ class Config:
 
     recipe: str = "custom"
     objective: str = "nelbo"
+    """See: redraft list objectives."""
+    loss: LossConfig = LossConfig()
     process: ProcessConfig = ProcessConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -140,7 +182,10 @@ class Config:
 
 
 _ADAPTER = TypeAdapter(Config)
-OPTIONAL = ("data.max_documents", "train.threads", "eval.rows")
+OPTIONAL = (
+    *("process.steps", "model.block", "model.head", "model.init", "data.max_documents", "train.threads", "eval.rows"),
+    *(f"loss.{field.name}" for field in fields(LossConfig)),
+)
 """Fields that may be None, which a command line writes as ``none``."""
 
 

@@ -1,6 +1,6 @@
-"""The named recipes. An ablation is a one-line difference from another recipe.
+"""The named recipes: the lineage, the Gaussian family, the toy language. An ablation is a one-line difference.
 
-Each runs on two CPU cores in minutes; the numbers behind their settings are in LOG.md.
+Those without ``_paper`` run on two CPU cores in minutes; the numbers behind their settings are in LOG.md.
 """
 
 from collections.abc import Callable
@@ -8,53 +8,14 @@ from dataclasses import replace
 
 from redraft.errors import unknown
 from redraft.recipes.config import Config, DataConfig, EvalConfig, ModelConfig, ProcessConfig, TrainConfig
-
-
-def mdlm() -> Config:
-    """Masked diffusion (Sahoo et al. 2024, arXiv 2406.07524): linear schedule, time-free, the NELBO itself."""
-    return Config(
-        recipe="mdlm",
-        objective="nelbo",
-        process=ProcessConfig(name="masked"),
-        model=ModelConfig(depth=2),
-        data=DataConfig(source="python-docs", tokenizer="bpe", vocab=4096, length=64),
-        train=TrainConfig(
-            steps=2000,
-            batch=16,
-            optimizer="muon",
-            lr=1e-2,
-            muon_lr=2e-2,
-            weight_decay=0.1,
-            warmup=50,
-            decay=0.7,
-            eval_every=250,
-        ),
-        eval=EvalConfig(draws=16),
-    )
-
-
-def udlm() -> Config:
-    """Uniform diffusion (Schiff et al. 2024, arXiv 2412.10193; the loss of Duo and SEDD-uniform too)."""
-    base = mdlm()
-    return replace(
-        base, recipe="udlm", process=ProcessConfig(name="uniform"), model=replace(base.model, time_conditioned=True)
-    )
-
-
-def gidd() -> Config:
-    """Mask and uniform noise together (von Rütte et al. 2025, arXiv 2503.04482), p_u = 0.2, the NELBO unweighted."""
-    return replace(udlm(), recipe="gidd", process=ProcessConfig(name="hybrid", uniform_share=0.2))
+from redraft.recipes.lineage import LINEAGE, mdlm
+from redraft.recipes.paper import PAPER
 
 
 def gaussian() -> Config:
     """Gaussian noise on a fixed codebook, cross-entropy on the denoised token (CDCD's loss; VP, linear gamma)."""
     noise = ProcessConfig(name="gaussian", schedule="linear_gamma", dim=64)
     return replace(mdlm(), recipe="gaussian", objective="cross_entropy", process=noise)
-
-
-def autoregressive() -> Config:
-    """The left-to-right baseline: the same network with causal attention, the exact likelihood."""
-    return replace(mdlm(), recipe="autoregressive", objective="autoregressive", model=ModelConfig(depth=2, causal=True))
 
 
 def toy_masked() -> Config:
@@ -95,7 +56,7 @@ def toy_gaussian() -> Config:
 
 RECIPES: dict[str, Callable[[], Config]] = {
     recipe.__name__: recipe
-    for recipe in (mdlm, udlm, gidd, gaussian, autoregressive, toy_masked, toy_uniform, toy_hybrid, toy_gaussian)
+    for recipe in (*LINEAGE, gaussian, toy_masked, toy_uniform, toy_hybrid, toy_gaussian, *PAPER)
 }
 
 

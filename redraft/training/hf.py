@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from redraft.data.packing import indices
-from redraft.objectives import Objective, as_batch
+from redraft.objectives import Objective, as_batch, at
 from redraft.processes import Facts, Process
 from redraft.processes.time import draw
 from redraft.randomness import row_generators
@@ -153,7 +153,8 @@ class DiffusionTrainer(Trainer):
         step, training = int(inputs["step"][0]), bool(inputs["step"][0] >= 0)
         key = (self.args.seed, NOISE, step) if training else (self.args.seed, HELD_OUT, NOISE)
         noise = row_generators(*key, rows=inputs["index"].tolist())
-        value = self.objective(denoiser, self.process, batch, inputs["u"], noise).value
+        objective = at(self.objective, step / self.args.max_steps if training else 1.0)
+        value = objective(denoiser, self.process, batch, inputs["u"], noise).value
         loss = total(value, batch) / inputs["tokens"][0]
         if training:  # Trainer divides by the parts and averages over the processes; the shares are to add up
             loss = loss * self.current_gradient_accumulation_steps * self.args.world_size

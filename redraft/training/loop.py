@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from redraft.data.packing import indices
-from redraft.objectives import Objective, as_batch
+from redraft.objectives import Objective, as_batch, at
 from redraft.processes import Process
 from redraft.processes.time import draw
 from redraft.randomness import row_generators
@@ -139,11 +139,12 @@ class State:
         batches = [as_batch(self.rows.batch(drawn[share]), world.device) for share in self.shares]
         tokens = count_tokens(batches, train.batch, world)
         losses, bounds = 0.0, 0.0
+        objective = at(self.objective, step / train.steps)
         for share, batch in zip(self.shares, batches, strict=True):
             u = draw(train.times, (train.seed, TIMES, step), share, train.batch)
             noise = row_generators(train.seed, NOISE, step, rows=drawn[share].tolist())
             with self.denoiser.gradients_meet(now=share is self.shares[-1]):
-                loss = self.objective(self.denoiser, self.process, batch, u, noise)
+                loss = objective(self.denoiser, self.process, batch, u, noise)
                 mean = total(loss.value, batch) / tokens
                 (mean * world.size).backward()  # processes average their gradients; here they are to add up
             losses += mean.item()

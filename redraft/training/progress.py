@@ -1,6 +1,7 @@
 """What a run shows and keeps: a progress bar or plain lines on standard error, ``metrics.jsonl``, and a tracker."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -111,9 +112,13 @@ class Report:
             self._bar.update(self._task, completed=step, description=text)
 
     def row(self, step: int, metrics: Metrics) -> None:
-        """Keep ``metrics`` of ``step`` in metrics.jsonl and the tracker, and show them."""
+        """Keep ``metrics`` of ``step`` in metrics.jsonl and the tracker, and show them.
+
+        NaN means not measured (a bound that an objective's draw says nothing of), and is left out.
+        """
         if not self.main:
             return
+        metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
         if self._tracker:

@@ -106,7 +106,7 @@ def test_a_corpus_shorter_than_one_context(refused, tmp_path):
         (["--data", "toi"], ["'toi'", "'toy'"]),
         (["--process.schedule", "linaer"], ["'linaer'", "'linear'"]),
         (["--process.name", "uniform"], ["model.time_conditioned"]),
-        (["--model.causal", "true"], ["causal", "autoregressive"]),
+        (["--model.attention", "causal"], ["causal", "autoregressive"]),
         (["--train.lr", "0"], ["train.lr", "'0'"]),
         (["--train.tracker", "wandb"], ["'wandb'"]),
     ],

@@ -20,17 +20,21 @@ ORDER = [
     "objectives",
     "recipes",
     "sampling",
+    "guidance",
     "training",
     "evaluation",
     "lm",
     "trace",
     "runs",
+    "distillation",
+    "studies",
     "listing",
+    "options",
     "cli",
 ]
 ALLOWED = {layer: set(ORDER[: i + 1]) for i, layer in enumerate(ORDER)}
 ALLOWED["data"] = {"data", "errors", "files"}
-ALLOWED["training"] -= {"sampling"}
+ALLOWED["training"] -= {"sampling", "guidance"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

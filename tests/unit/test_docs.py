@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from redraft import recipes, runs
+from redraft import objectives, recipes, runs
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,6 +62,16 @@ def test_links_exist(page):
 @pages
 def test_fields_exist(page):
     assert set(FIELD.findall(page.read_text("utf-8"))) <= set(recipes.field_names(recipes.Config))
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("recipes.md", recipes.RECIPES), ("objectives.md", objectives.OBJECTIVES)],
+    ids=["recipes", "objectives"],
+)
+def test_every_name_has_its_line(page, names):
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    assert [name for name in names if f"`{name}`" not in text] == []
 
 
 def test_the_tree_is_the_tree():

@@ -7,6 +7,7 @@ from redraft import processes, runs
 from redraft.data import build_tokenizer
 from redraft.lm import LM
 from redraft.models import Transformer, TransformerConfig
+from redraft.trace import Trace
 
 
 def toy_lm(process=None, **options):
@@ -46,6 +47,24 @@ def test_length_is_what_is_written_after_the_prompt(lm):
         lm.generate("we are our friend s s")
 
 
+def test_a_stride_writes_past_the_context(lm):
+    made = lm.generate("our", length=9, stride=3, steps=2, num=2, seed=1)
+    assert made.tokens.shape == (2, 10)
+    assert made.tokens.tolist() != lm.generate("our", length=9, stride=2, steps=2, num=2, seed=1).tokens.tolist()
+    with Trace(lm) as trace:
+        long = lm.generate("our", length=9, stride=3, steps=2, callback=trace)
+        trace.finish(long.tokens)
+    assert len(trace.frames[-1].marks) == 10
+    within = lm.generate("our", length=5, stride=3, steps=2, seed=1)
+    assert within.tokens.tolist() == lm.generate("our", length=5, steps=2, seed=1).tokens.tolist()
+
+
+def test_top_p_leaves_out_the_tail(lm):
+    assert lm.generate(steps=2, num=20, top_p=1e-6).samples.tokens.unique(dim=0).shape[0] < 20
+    with pytest.raises(ValueError, match="top_p"):
+        lm.generate(steps=2, top_p=0.0)
+
+
 def test_infill_keeps_what_is_given(lm):
     made = lm.infill("our [MASK] is [MASK:2]", num=3, steps=3)
     for text in made.texts:
@@ -59,7 +78,7 @@ def test_infill_keeps_what_is_given(lm):
 
 
 def test_infilling_an_autoregressive_model_is_refused():
-    lm = toy_lm(causal=True)
+    lm = toy_lm(attention="causal")
     assert lm.generate("our", length=5).samples.nfe == 5
     with pytest.raises(ValueError, match="only continues a prompt"):
         lm.infill("[MASK] dog is your")

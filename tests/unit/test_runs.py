@@ -52,8 +52,8 @@ def test_configure_accepts_names_and_recipes():
     ("recipe", "options", "message"),
     [
         ("mdlm", {"objective": "nelboo"}, "unknown objective 'nelboo'"),
-        ("mdlm", {"objective": "autoregressive"}, "go together"),
-        ("mdlm", {"model.causal": True}, "go together"),
+        ("mdlm", {"objective": "autoregressive"}, "goes together"),
+        ("mdlm", {"model.attention": "causal"}, "goes together"),
         ("udlm", {"model.time_conditioned": False}, "needs the time"),
         ("mdlm", {"process.schedule": "linaer"}, "did you mean 'linear'"),
         ("gaussian", {"process.gamma_min": 9.0}, "gamma_min=9.0"),

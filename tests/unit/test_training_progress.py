@@ -26,6 +26,12 @@ def test_plain_lines_and_metrics(tmp_path, capsys):
     assert rows(tmp_path) == [{"step": 2, "loss": 1.5, "lr": 1e-3}]
 
 
+def test_what_was_not_measured_is_left_out(tmp_path, capsys):
+    with Report(tmp_path, steps=10, step=0, tracker="none", config={}) as report:
+        report.row(2, {"loss": 1.5, "bound": float("nan")})
+    assert rows(tmp_path) == [{"step": 2, "loss": 1.5}]
+
+
 def test_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with Report(tmp_path, steps=10, step=4, tracker="none", config={}) as report:
