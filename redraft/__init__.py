@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from redraft.recipes import Config
     from redraft.runs import Run, load, train
-    from redraft.sampling import Samples, Step, sample, samplers
+    from redraft.sampling import Samples, Step, sample, samplers, self_correct, semi_autoregressive
     from redraft.trace import Trace
 
 __version__ = "0.1.0"
@@ -66,6 +66,8 @@ __all__ = [
     "sample",
     "samplers",
     "schedules",
+    "self_correct",
+    "semi_autoregressive",
     "spindle",
     "toy",
     "train",
@@ -93,7 +95,7 @@ _NAMES = {
     ),
     "redraft.recipes": ("Config",),
     "redraft.runs": ("Run", "load", "train"),
-    "redraft.sampling": ("Samples", "Step", "sample"),
+    "redraft.sampling": ("Samples", "Step", "sample", "self_correct", "semi_autoregressive"),
     "redraft.trace": ("Trace",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

@@ -5,13 +5,12 @@ line and exit code 2, an interrupt one line and 130; a traceback is a fault of o
 command needs it.
 """
 
-import json
-import math
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,11 +20,11 @@ from typer.core import TyperGroup
 from redraft import __version__
 from redraft.errors import unknown
 from redraft.options import ARGUMENTS, FIELDS, TrainCommand
+from redraft.printing import likelihood_rows, print_json, print_rows, print_table, print_texts
 
 if TYPE_CHECKING:
-    from redraft.lm import LM, Generation, Options
+    from redraft.lm import LM, Generation
     from redraft.runs import Run
-    from redraft.sampling import Callback
 
 INTERRUPTED, MISTAKE = 130, 2
 # click's UsageError, which typer carries inside or imports, by its version
@@ -161,13 +160,8 @@ def generate(
 ) -> None:
     """Write text, from nothing or after a prompt."""
     lm = _load(model, device, tokenizer, family)
-    options: Options = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature}
-    options |= {"top_p": top_p, "seed": seed}
-
-    def draw(callback: "Callback | None") -> "Generation":
-        return lm.generate(prompt, length=length, stride=stride, **(options | {"callback": callback}))
-
-    _write(lm, draw, show, svg, as_json)
+    common = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "seed": seed}
+    _write(lm, partial(lm.generate, prompt, length=length, stride=stride, **common), show, svg, as_json)
 
 
 @app.command()
@@ -189,13 +183,8 @@ def infill(
 ) -> None:
     """Fill the gaps of a text, "The [MASK:3] of France"; a backslash before [MASK] makes it text."""
     lm = _load(model, device, tokenizer, family)
-    options: Options = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature}
-    options |= {"top_p": top_p, "seed": seed}
-
-    def draw(callback: "Callback | None") -> "Generation":
-        return lm.infill(text, **(options | {"callback": callback}))
-
-    _write(lm, draw, show, svg, as_json)
+    common = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "seed": seed}
+    _write(lm, partial(lm.infill, text, **common), show, svg, as_json)
 
 
 @app.command()
@@ -215,14 +204,14 @@ def evaluate(
     """Measure how likely a text is under a model: a bound with its error bar (95%)."""
     lm = _load(model, device, tokenizer, family)
     result = lm.evaluate(data, draws=draws, rows=rows, seed=seed, text_field=text_field).to_dict()
-    table = _likelihood_rows(result)
+    table = likelihood_rows(result)
     if samples:
         result["samples"] = _variety(lm, samples, seed)
         table += [(name.replace("_", " "), f"{value:.4g}") for name, value in result["samples"].items()]
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
-        _print_rows(table)
+        print_rows(table)
 
 
 @app.command()
@@ -241,10 +230,10 @@ def study(
 
     done = studies.run(name, quick=quick, out=out, steps=steps, seeds=seeds, workers=workers, only=only or ())
     if as_json:
-        _print_json(done.to_dict())
+        print_json(done.to_dict())
     else:
         found = [(one.verdict, f"{one.claim}: {one.sentence}") for one in done.conclusion.findings]
-        _print_rows([*found, ("report", str(done.out / "report.md"))])
+        print_rows([*found, ("report", str(done.out / "report.md"))])
     return 1 if done.failed else 0  # the runner has told of each, and so does the report
 
 
@@ -260,9 +249,9 @@ def list_(
         raise unknown("kind", kind, listing.KINDS)
     entries = listing.KINDS[kind]()
     if as_json:
-        _print_json({kind: entries})
+        print_json({kind: entries})
     else:
-        listing.print_table(entries)
+        print_table(entries)
 
 
 def _fields(ctx: typer.Context, option: str, value: int | None) -> dict[str, Any]:
@@ -279,9 +268,9 @@ def _ended(ctx: typer.Context, run: "Run", as_json: bool) -> int:
     if os.environ.get("RANK", "0") == "0":
         measured = None if run.likelihood is None else run.likelihood.to_dict()
         if as_json:
-            _print_json({"out": str(run.out), "steps": run.step, "stopped": run.stopped, "likelihood": measured})
+            print_json({"out": str(run.out), "steps": run.step, "stopped": run.stopped, "likelihood": measured})
         elif not run.stopped:
-            _print_rows([*_likelihood_rows(measured or {}), ("saved in", str(run.out))])
+            print_rows([*likelihood_rows(measured or {}), ("saved in", str(run.out))])
         if run.stopped:
             again = shlex.join([*(arg for arg in ctx.meta[ARGUMENTS] if arg != "--resume"), "--resume"])
             typer.echo(f"stopped at step {run.step}; continue with: redraft {ctx.info_name} {again}", err=True)
@@ -303,7 +292,7 @@ def _load(model: str, device: str | None, tokenizer: str | None = None, family: 
 
 def _write(
     lm: "LM",
-    draw: "Callable[[Callback | None], Generation]",
+    draw: "Callable[..., Generation]",
     show: bool,
     svg: Path | None,
     as_json: bool,
@@ -311,27 +300,22 @@ def _write(
     """Draw texts, show how if asked, and print them."""
     from rich.console import Console
 
-    from redraft.trace import Trace, visible
+    from redraft.trace import Trace
 
     if svg is not None and (svg.is_dir() or not svg.absolute().parent.is_dir()):
         raise ValueError(f"--svg {str(svg)!r}: name a file in a folder that exists")
     if show or svg:
         with Trace(lm, Console(stderr=as_json) if show else None) as trace:
-            written = draw(trace)
+            written = draw(callback=trace)
             trace.finish(written.tokens)
         if svg:
             trace.save_svg(svg, title="redraft " + " ".join(sys.argv[1:2]))
     else:
-        written = draw(None)
+        written = draw()
     if as_json:
-        _print_json(written.to_dict())
-        return
-    for i, (text, seed) in enumerate(zip(written.texts, written.samples.seeds, strict=True), 1):
-        if len(written.texts) > 1:
-            typer.echo(f"-- {i} of {len(written.texts)}, seed {seed}", err=True)
-        typer.echo(visible(text, keep="\n\t") if sys.stdout.isatty() else text)
-    variety = written.to_dict()
-    typer.echo(f"{variety['nfe']} denoiser calls, unigram entropy {variety['unigram_entropy']:.3f} nats", err=True)
+        print_json(written.to_dict())
+    else:
+        print_texts(written)
 
 
 def _variety(lm: "LM", num: int, seed: int) -> dict[str, float]:
@@ -344,35 +328,6 @@ def _variety(lm: "LM", num: int, seed: int) -> dict[str, float]:
     if lm.tokenizer.kind == "toy":
         found |= {name: value for name, value in toy.report(written.texts).items() if name != "n"}
     return found
-
-
-def _likelihood_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if not found:
-        return []
-    bound = "upper bound" if found["is_bound"] else "exact"
-    rows = [("nats per token", f"{found['nats_per_token']:.4f} ± {found['nats_per_token_error']:.4f} ({bound})")]
-    if found["bits_per_char"] is not None:
-        rows.append(("bits per character", f"{found['bits_per_char']:.4f} ± {found['bits_per_char_error']:.4f}"))
-    estimator = f"{found['estimator']}; {found['draws']} draws of {found['rows']} rows of {found['context']} tokens"
-    return [*rows, ("perplexity", f"{found['perplexity']:.4g} per token"), ("estimator", estimator)]
-
-
-def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
-    for name, value in rows:
-        typer.echo(f"{name:<20}{value}")
-
-
-def _print_json(value: Mapping[str, Any]) -> None:
-    """One line of JSON; numbers that JSON cannot write are null."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: finite(one) for name, one in value.items()}
-        if isinstance(value, list):
-            return [finite(one) for one in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    typer.echo(json.dumps(finite(value)))
 
 
 def _fail(message: str, code: int) -> int:

@@ -25,7 +25,7 @@ def distil(
     resume: bool = False,
     overrides: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Discrete consistency distillation of the model in a folder (Duo, Sahoo et al. 2025, section 4.2).
+    """Discrete consistency distillation of the model in a folder (Duo, Sahoo et al. 2025, arXiv 2506.10892).
 
     Each round starts from the weights of the model before, has it as its frozen teacher, and trains by the model's own
     recipe with the objective ``dcd``; the jump in t doubles from round to round, up to 1. ``train.steps`` are those of

@@ -48,7 +48,11 @@ def _objectives() -> list[Entry]:
 def _samplers() -> list[Entry]:
     from redraft.sampling import SAMPLERS
 
-    return _described(SAMPLERS.items())
+    # papers have several names for one kernel, which is documented under its own
+    return [
+        entry if function.__name__ == name else {**entry, "description": f"The same as {function.__name__}."}
+        for (name, function), entry in zip(SAMPLERS.items(), _described(SAMPLERS.items()), strict=True)
+    ]
 
 
 def _families() -> list[Entry]:
@@ -127,19 +131,3 @@ KINDS: dict[str, Callable[[], list[Entry]]] = {
     "studies": _studies,
     "fields": _fields,
 }
-
-
-def print_table(entries: list[Entry]) -> None:
-    """Print a table of ``entries``, which share their keys."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE)
-    for key in entries[0]:
-        table.add_column(key, no_wrap=key == "name")
-    for entry in entries:
-        # Text, since a description may hold [brackets] that mark-up would eat
-        table.add_row(*(Text("none" if value is None else str(value)) for value in entry.values()))
-    Console().print(table)

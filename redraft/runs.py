@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from redraft.files import write_text
 from redraft.lm import LM
 from redraft.models import Transformer, TransformerConfig, folder
 from redraft.processes import Process
-from redraft.processes.d3pm import NEIGHBOURS, nearest, spelling
+from redraft.processes.d3pm import NEIGHBOURS, USUAL, nearest, spelling
 from redraft.processes.per_token import frequency_scores, usual_exponents
 from redraft.randomness import Device, derive, generator, randn
 from redraft.recipes import Config, ProcessConfig
@@ -31,8 +31,16 @@ from redraft.training.loop import starting_point
 RESULTS = "results.json"
 _WEIGHTS, _CODEBOOK = 0, 1
 """What a run's seed draws before its first step."""
-STEPPED = ("masked", "uniform", "hybrid", "d3pm")
-"""Processes that may run in discrete time."""
+READ = {
+    "masked": ("schedule", "steps"),
+    "uniform": ("schedule", "steps"),
+    "hybrid": ("schedule", "steps", "uniform_share"),
+    "gaussian": ("schedule", "kind", "dim", "gamma_min", "gamma_max"),
+    "d3pm": ("schedule", "steps", "matrix"),
+    "spindle": ("strength",),
+    "learned": (),
+}
+"""The fields of ``ProcessConfig`` that each process reads."""
 _RANGE_ROWS = 32
 """Held-out rows on which a block model's range of mask rates is chosen."""
 
@@ -181,13 +189,16 @@ def build(config: Config, tokenizer: Tokenizer, rows: Packed | None = None) -> t
 def _process(config: Config, tokenizer: Tokenizer, rows: Packed | None) -> tuple[dict[str, Any], Tensor | None]:
     """The process's facts, and the tensor it keeps among the model's weights."""
     noise, K, mask_id = config.process, tokenizer.K, tokenizer.mask_id
-    if noise.name not in STEPPED and noise.steps is not None:
-        raise ValueError(
-            f"process.steps={noise.steps} with a {noise.name} process: only {', '.join(STEPPED)} have steps"
-        )
+    for field in fields(noise):
+        value = getattr(noise, field.name)
+        if field.name not in ("name", *READ[noise.name]) and value != getattr(ProcessConfig(), field.name):
+            raise ValueError(
+                f"process.{field.name}={value!r} with a {noise.name} process, which does not read it: leave it out"
+            )
+    schedule = noise.schedule or "linear"
     if noise.name == "gaussian":
         codebook = unit_vectors(K, noise.dim, config.train.seed)
-        gamma = schedules.GammaSchedule(noise.schedule, noise.gamma_min, noise.gamma_max)
+        gamma = schedules.GammaSchedule(noise.schedule or "linear_gamma", noise.gamma_min, noise.gamma_max)
         return processes.gaussian(codebook, noise.kind, gamma).to_dict(), codebook
     if noise.name == "d3pm":
         return _d3pm(noise, tokenizer)
@@ -200,10 +211,10 @@ def _process(config: Config, tokenizer: Tokenizer, rows: Packed | None) -> tuple
         exponents = usual_exponents(K)
         return processes.learned(exponents, mask_id).to_dict(), exponents
     if noise.name == "uniform":
-        return processes.uniform(K, noise.schedule, noise.steps).to_dict(), None
+        return processes.uniform(K, schedule, noise.steps).to_dict(), None
     if noise.name == "hybrid":
-        return processes.hybrid(K, noise.uniform_share, noise.schedule, mask_id, noise.steps).to_dict(), None
-    return processes.masked(K, noise.schedule, mask_id, noise.steps).to_dict(), None
+        return processes.hybrid(K, noise.uniform_share, schedule, mask_id, noise.steps).to_dict(), None
+    return processes.masked(K, schedule, mask_id, noise.steps).to_dict(), None
 
 
 def _d3pm(noise: ProcessConfig, tokenizer: Tokenizer) -> tuple[dict[str, Any], Tensor | None]:
@@ -212,7 +223,8 @@ def _d3pm(noise: ProcessConfig, tokenizer: Tokenizer) -> tuple[dict[str, Any], T
     K, kind, steps = tokenizer.K, noise.matrix, noise.steps
     if kind == "neighbour":
         graph = nearest(spelling(tokenizer.tokens(range(K))), NEIGHBOURS)
-        return {"name": "d3pm", "K": K, "kind": kind, "steps": steps, "schedule": noise.schedule}, graph
+        schedule = noise.schedule or USUAL[kind]
+        return {"name": "d3pm", "K": K, "kind": kind, "steps": steps, "schedule": schedule}, graph
     mask_id = tokenizer.mask_id if kind in ("absorbing", "hybrid") else None
     return processes.d3pm(K, kind, steps, noise.schedule, mask_id=mask_id).to_dict(), None
 
@@ -228,7 +240,13 @@ def _counts(K: int, rows: Packed | None) -> Tensor:
 def _start_from(model: Transformer, path: str) -> None:
     """Give ``model`` the weights of the model in a folder. Errors: ``ValueError`` naming what differs in shape."""
     stored, _ = folder.load(path)
-    there, here = ({name: tuple(one.shape) for name, one in net.state_dict().items()} for net in (stored, model))
+    weights, own = stored.state_dict(), model.state_dict()
+    # the mask rates a block model is trained at are a choice, not a weight: kept by those that have one
+    if "noise_range" in own:
+        weights.setdefault("noise_range", own["noise_range"])
+    else:
+        weights.pop("noise_range", None)
+    there, here = ({name: tuple(one.shape) for name, one in state.items()} for state in (weights, own))
     if there != here:
         names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
         theirs, ours = stored.config.to_dict(), model.config.to_dict()
@@ -237,7 +255,7 @@ def _start_from(model: Transformer, path: str) -> None:
             f"model.init={path}: {names[0]} has shape {there.get(names[0])} there and {here.get(names[0])} here "
             f"({len(names)} weights differ: {'; '.join(facts)})"
         )
-    model.load_state_dict(stored.state_dict())
+    model.load_state_dict(weights)
 
 
 def unit_vectors(K: int, dim: int, seed: int) -> Tensor:

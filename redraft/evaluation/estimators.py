@@ -24,9 +24,19 @@ def over_times(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, ge
     return objectives.nelbo(denoiser, process, batch, u, generator).bound
 
 
+def over_steps(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
+    """The NELBO of a chain of T steps, at the step u stands for; above the continuous one it tends to."""
+    return over_times(denoiser, process, batch, u, generator)
+
+
 def over_block_times(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
     """The NELBO of every block at a time of its own, over the whole range of mask rates."""
     return objectives.bd3lm(denoiser, process, batch, u, generator, mask_min=0.0, mask_max=1.0).bound
+
+
+def over_block_steps(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
+    """The NELBO of every block's chain of T steps, each at a step of its own."""
+    return over_block_times(denoiser, process, batch, u, generator)
 
 
 def over_block_counts(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
@@ -50,8 +60,10 @@ def over_orders(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, g
 ESTIMATORS: dict[Score, str] = {
     exact: "chain rule, exact",
     over_times: "continuous-time NELBO, stratified t",
+    over_steps: "discrete-time NELBO of T steps, stratified step",
     over_counts: "NELBO, k of n tokens masked, stratified k",
     over_block_times: "block NELBO, continuous time, stratified t per block",
+    over_block_steps: "block NELBO, discrete time, stratified step per block",
     over_block_counts: "block NELBO, k of n tokens masked per block, stratified k",
     over_single_tokens: "chain rule, exact, in blocks of one token",
     over_orders: "any-order chain rule, exact per order, random orders",
@@ -62,6 +74,8 @@ EXACT: tuple[Score, ...] = (exact, over_single_tokens)
 
 def choose(denoiser: Denoiser, process: Process) -> Score:
     """The estimator of least variance that this denoiser and process allow."""
+    # k-DCE is the mean of the continuous bound; that of T steps lies above it
+    steps = getattr(process, "steps", None)
     if denoiser.facts.attention == "causal":
         return exact
     if denoiser.facts.attention == "permuted":
@@ -69,7 +83,9 @@ def choose(denoiser: Denoiser, process: Process) -> Score:
     if denoiser.facts.attention == "block":
         if denoiser.facts.block == 1:
             return over_single_tokens
+        if steps is not None:
+            return over_block_steps
         return over_block_times if denoiser.facts.time_conditioned else over_block_counts
-    # k-DCE is the mean of the continuous bound; that of T steps lies above it
-    counts = absorbing(process) and process.steps is None and not denoiser.facts.time_conditioned
-    return over_counts if counts else over_times
+    if steps is not None:
+        return over_steps
+    return over_counts if absorbing(process) and not denoiser.facts.time_conditioned else over_times

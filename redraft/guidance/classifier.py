@@ -1,4 +1,4 @@
-"""Classifier guidance of the reverse kernel (D-CBG, Schiff et al. 2024, arXiv 2412.10193, section 3.2).
+"""Classifier guidance of the reverse kernel (D-CBG, Schiff et al. 2024, arXiv 2412.10193).
 
     p(z_s^l = y | z_t, c)  is proportional to  p(z_s^l = y | z_t) p(c | z_t with position l changed to y)^weight
 

@@ -10,15 +10,14 @@ those authors do under uniform noise. For several positions neither draws the ti
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from redraft.processes import Denoiser, Facts, Process, absorbing
-from redraft.processes.base import Kernel
 from redraft.randomness import categorical
-from redraft.sampling.samplers import Draw, Query, Sampler
+from redraft.sampling.samplers import Draw, Query, Sampler, Tokens, over_tokens
 
 
 def mix(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
@@ -75,7 +74,7 @@ def cfg(conditional: Denoiser, unconditional: Denoiser | None = None, *, weight:
 
     ``conditional`` is told the ``cond`` of the call, ``unconditional`` (the same network unless given) ``null``, which
     must hold for any row. Weight 1 is the conditional and 0 the unconditional model, at one forward a call; any other
-    costs two. Works with every process. Under masks it is D-CFG (Schiff et al. 2024, section 3.1) with tokens
+    costs two. Works with every process. Under masks it is D-CFG (Schiff et al. 2024) with tokens
     renormalised, so the probability of unmasking is untouched (Rojas et al. 2025, arXiv 2507.08965, say why it should
     be), and, with ``hiding``, unsupervised guidance (Nie et al. 2024, arXiv 2410.18514, whose w is weight - 1).
 
@@ -160,10 +159,10 @@ def cfg_posteriors(unconditional: Denoiser, weight: float, null: Any = None) -> 
     return guided
 
 
-def reverse_kernel(process: Process, method: str) -> Kernel:
+def reverse_kernel(process: Process, method: str) -> Tokens:
     """The process as something with a reverse kernel over states. Errors: ``ValueError`` for one of vectors."""
-    if process.vectors:
+    if not over_tokens(process):
         raise ValueError(
             f"{method} acts on a kernel over tokens, and {process.name} noise moves vectors: use cfg there"
         )
-    return cast(Kernel, process)
+    return process

@@ -8,6 +8,7 @@ diffusion (BD3-LM), ranks by place give the left-to-right model, and a random or
 import torch
 from torch import Tensor
 
+from redraft.processes.base import Attention, Condition
 from redraft.randomness import Device
 
 
@@ -30,7 +31,7 @@ def two_stream(rank: Tensor) -> Tensor:
         noisy query  reads  noisy keys of equal rank, clean keys of lower rank
         clean query  reads  clean keys of equal or lower rank
 
-    so that one forward denoises every rank given the clean text below it (BD3-LM, Arriola et al. 2025, section 3.1).
+    so that one forward denoises every rank given the clean text below it (BD3-LM, Arriola et al. 2025).
     """
     equal = rank[..., :, None] == rank[..., None, :]
     below = rank[..., :, None] > rank[..., None, :]
@@ -55,3 +56,25 @@ def revealed(known: Tensor) -> Tensor:
     rank = torch.where(known, torch.arange(L, device=known.device), L)
     below = rank[..., :, None] > rank[..., None, :]
     return below | torch.eye(L, dtype=torch.bool, device=known.device)
+
+
+def readable(z: Tensor, cond: Condition, attention: Attention, block: int | None, mask_id: int | None) -> Tensor | None:
+    """Which keys each query of a canvas z reads, (B or 1, 1, L, M) bool; None for all (or all before, if causal).
+
+    That is what ``cond`` says in place of the model's own ``attention`` (see ``Facts``), within equal segments.
+    """
+    pattern = cond.get("attend")
+    # a cache holds whole blocks, all of which are read
+    if pattern is None and attention == "block" and "cache" not in cond:
+        assert block is not None
+        pattern = up_to(block_ranks(z.shape[1], block, z.device))
+    elif pattern is None and attention == "permuted":
+        pattern = revealed(z != mask_id)
+    if "segments" in cond:
+        same = cond["segments"][:, :, None] == cond["segments"][:, None, :]
+        if pattern is None and attention == "causal":
+            pattern = up_to(torch.arange(z.shape[1], device=z.device))
+        pattern = same if pattern is None else same & pattern
+    if pattern is None:
+        return None
+    return (pattern if pattern.ndim == 3 else pattern[None])[:, None]

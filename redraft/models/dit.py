@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redraft.models import contexts, heads
-from redraft.models.layers import Reading, rotate
+from redraft.models.layers import Reading, attention, mixed, split
 from redraft.processes import Categorical, Facts
 from redraft.processes.base import Attention, Condition, per_position
 
@@ -84,11 +84,7 @@ class Embedding(nn.Module):
         nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
 
     def forward(self, z: Tensor, mixture: tuple[Tensor, Tensor] | None) -> Tensor:
-        if mixture is None:
-            return self.embedding[z]
-        ids, weights = (one.flatten(0, 1) for one in mixture)
-        x = F.embedding_bag(ids, self.embedding, per_sample_weights=weights.to(self.embedding), mode="sum")
-        return x.unflatten(0, z.shape[:2])
+        return self.embedding[z] if mixture is None else mixed(self.embedding, mixture)
 
 
 class TimeMap(nn.Module):
@@ -193,14 +189,8 @@ class DiTBlock(nn.Module):
         return x + gate_f * F.dropout(fed, self.dropout, self.training)
 
     def attend(self, x: Tensor, reading: Reading) -> Tensor:
-        B, L, E = x.shape
-        q, k, v = self.attn_qkv(x).view(B, L, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, reading.rotary), rotate(k, reading.rotary)
-        if reading.cache is not None:
-            k, v = reading.cache.extend(self.layer, k, v, reading.store)
-        causal = reading.causal and reading.attend is None
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=reading.attend, is_causal=causal)
-        return self.attn_out(y.transpose(1, 2).reshape(B, L, E))
+        q, k, v = split(self.attn_qkv(x), self.heads)
+        return self.attn_out(attention(q, k, v, self.layer, reading))
 
 
 class Output(nn.Module):
@@ -256,19 +246,13 @@ class DenoiserConfig:
     bounds: bool = False
 
 
-class Labelled(Condition, total=False):
-    """``labels`` (B,) or (B, L) long: the class a guided model is told; its last class, no label, unless given."""
-
-    labels: Tensor
-
-
 class DiTDenoiser(nn.Module):
     """The denoiser ``(z, t, cond) -> log p`` over clean tokens, (B, L, K): log softmax without the mask's logit.
 
-    z: (B, L) ids; t: (B,) or (B, L), read as ``DenoiserConfig.clock`` says; cond: a ``Condition``, and ``labels`` for a
-    guided model. ``where`` (B, L) bool asks for those positions only, (n, K). Among masks, SEDD's scores are
-    proportional to p, so its log p is the same softmax; ``scores=True`` gives its log-scores s(z -> y) over the V
-    states instead, (B, L, V), 0 at y = z (arXiv 2310.16834, section 4).
+    z: (B, L) ids; t: (B,) or (B, L), read as ``DenoiserConfig.clock`` says; cond: a ``Condition``, whose ``labels`` a
+    guided model takes: its last class, no label, unless given. ``where`` (B, L) bool asks for those positions only,
+    (n, K). Among masks, SEDD's scores are proportional to p, so its log p is the same softmax; ``scores=True`` gives
+    its log-scores s(z -> y) over the V states instead, (B, L, V), 0 at y = z (arXiv 2310.16834, section 4).
 
     Errors: ``ValueError`` for labels told to a model that knows none, scores asked of a model that gives none, and
     positions beyond those stored.
@@ -304,26 +288,28 @@ class DiTDenoiser(nn.Module):
         self,
         z: Tensor,
         t: Tensor,
-        cond: Labelled | None = None,
+        cond: Condition | None = None,
         where: Tensor | None = None,
         scores: bool = False,
     ) -> Tensor:
         cond = cond or {}
-        causal = self.config.attention == "causal"
+        config = self.config
+        causal = config.attention == "causal"
         if causal:
-            assert self.config.start is not None
-            z = torch.cat([torch.full_like(z[:, :1], self.config.start), z[:, :-1]], dim=1)
+            assert config.start is not None
+            z = torch.cat([torch.full_like(z[:, :1], config.start), z[:, :-1]], dim=1)
         x = self.backbone.vocab_embed(z, cond.get("mixture"))
         positions = cond.get("positions", torch.arange(z.shape[1], device=z.device))
         rotary = self.backbone.rotary_emb(positions)
-        reading = Reading(rotary, _attend(self.facts, z, cond), causal, cond.get("cache"), cond.get("store", False))
+        pattern = contexts.readable(z, cond, config.attention, config.block, self.process.mask_id)
+        reading = Reading(rotary, pattern, causal, cond.get("cache"), cond.get("store", False))
         logits = self.backbone(x, reading, self._code(t, cond), where)
         logits = logits if logits.dtype is torch.float64 else logits.float()
         if scores:
             return self._scores(logits, z, t, where)
         return heads.subs(logits[..., : self.process.K], z, t, self.process)
 
-    def _code(self, t: Tensor, cond: Labelled) -> Tensor | None:
+    def _code(self, t: Tensor, cond: Condition) -> Tensor | None:
         network = self.backbone.config
         if "labels" in cond and network.classes is None:
             raise ValueError("labels told to a model that was trained without any: leave them out")
@@ -357,18 +343,3 @@ class DiTDenoiser(nn.Module):
 def sigma(t: Tensor) -> Tensor:
     """Total noise -log alpha_t of SEDD's log-linear schedule alpha = 1 - (1 - 1e-3) t; float64, of t's shape."""
     return -torch.log1p(-(1 - LOGLINEAR_EPS) * t.double())
-
-
-def _attend(facts: Facts, z: Tensor, cond: Condition) -> Tensor | None:
-    """Which keys each query reads, (B or 1, 1, L, M) bool; None for all (or all before, for a causal model)."""
-    pattern = cond.get("attend")
-    if pattern is None and facts.block is not None and "cache" not in cond:
-        pattern = contexts.up_to(contexts.block_ranks(z.shape[1], facts.block, z.device))
-    if "segments" in cond:
-        same = cond["segments"][:, :, None] == cond["segments"][:, None, :]
-        if facts.attention == "causal" and pattern is None:
-            pattern = torch.ones(same.shape[-2:], dtype=torch.bool, device=z.device).tril()
-        pattern = same if pattern is None else same & pattern
-    if pattern is None:
-        return None
-    return (pattern if pattern.ndim == 3 else pattern[None])[:, None]

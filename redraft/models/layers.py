@@ -97,19 +97,35 @@ class Block(nn.Module):
         return x + self.feed(norm(x) * (1 + scale_f) + shift_f)
 
     def attend(self, x: Tensor, reading: Reading) -> Tensor:
-        B, L, E = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = split(self.qkv(x), self.heads)
         # QK-norm bounds the attention logits by the head width, which keeps large learning rates stable
-        q, k = (rotate(norm(one), reading.rotary) for one in (q, k))
-        if reading.cache is not None:
-            k, v = reading.cache.extend(self.layer, k, v, reading.store)
-        causal = reading.causal and reading.attend is None
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=reading.attend, is_causal=causal)
-        return self.out(y.transpose(1, 2).reshape(B, L, E))
+        return self.out(attention(norm(q), norm(k), v, self.layer, reading))
 
     def feed(self, x: Tensor) -> Tensor:
         gate, value = self.up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * value)
+
+
+def split(qkv: Tensor, heads: int) -> Tensor:
+    """Queries, keys and values side by side, (B, L, 3 E), as (3, B, H, L, E / H)."""
+    return qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, layer: int, reading: Reading) -> Tensor:
+    """What the queries of block ``layer`` read, heads side by side: (B, H, L, E / H) each -> (B, L, E)."""
+    q, k = rotate(q, reading.rotary), rotate(k, reading.rotary)
+    if reading.cache is not None:
+        k, v = reading.cache.extend(layer, k, v, reading.store)
+    causal = reading.causal and reading.attend is None
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=reading.attend, is_causal=causal)
+    return y.transpose(1, 2).flatten(2)
+
+
+def mixed(table: Tensor, mixture: tuple[Tensor, Tensor]) -> Tensor:
+    """Weighted sums of an embedding table's rows: (V, E), ids and weights (B, L, n) -> (B, L, E)."""
+    ids, weights = (one.flatten(0, 1) for one in mixture)
+    x = F.embedding_bag(ids, table, per_sample_weights=weights.to(table), mode="sum")
+    return x.unflatten(0, mixture[0].shape[:2])
 
 
 def norm(x: Tensor) -> Tensor:

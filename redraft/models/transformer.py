@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redraft import processes
 from redraft.models import contexts, heads
-from redraft.models.layers import HEAD, TIME_FEATURES, Block, Reading, norm, sinusoids, time_features, widths
+from redraft.models.layers import HEAD, TIME_FEATURES, Block, Reading, mixed, norm, sinusoids, time_features, widths
 from redraft.processes import Facts, Gaussian, Process
 from redraft.processes.base import Attention, Condition, per_position
 
@@ -54,7 +53,7 @@ class Transformer(nn.Module):
     (``objectives.blocks``).
 
     Errors: ``ValueError`` for attention other than full with anything but a masked process, block attention without a
-    block or the reverse, a head that does not fit the process.
+    block or the reverse, a head that does not fit the process; when called, for ``labels``, of which it knows none.
     """
 
     codebook: Tensor
@@ -148,6 +147,8 @@ class Transformer(nn.Module):
         scores: bool = False,
     ) -> Tensor:
         cond = cond or {}
+        if "labels" in cond:
+            raise ValueError("labels told to a model that was trained without any: leave them out")
         bias = None
         if self.is_gaussian:
             process = self.process
@@ -160,8 +161,9 @@ class Transformer(nn.Module):
         code = self.time(time_features(per_position(t)).to(x)) if self.time_conditioned else None
         cos, sin = (one.to(x) for one in sinusoids(positions, HEAD // 2))
         rotary = (cos, sin) if positions.ndim == 1 else (cos[:, None], sin[:, None])
-        causal = self.config.attention == "causal"
-        reading = Reading(rotary, self._attend(z, cond), causal, cond.get("cache"), cond.get("store", False))
+        attention = self.config.attention
+        pattern = contexts.readable(z, cond, attention, self.config.block, self.config.process.get("mask_id"))
+        reading = Reading(rotary, pattern, attention == "causal", cond.get("cache"), cond.get("store", False))
         for block in self.blocks:
             x = block(x, reading, code)
         if where is not None:  # the chosen positions as rows of length one
@@ -180,11 +182,7 @@ class Transformer(nn.Module):
         """Embeddings, (B, L, E): of ids, of the mixtures told in their place, or of what vectors suggest."""
         table = self.embed.weight
         if "mixture" in cond:
-            ids, weights = cond["mixture"]
-            x = F.embedding_bag(
-                ids.flatten(0, 1), table, per_sample_weights=weights.flatten(0, 1).to(table), mode="sum"
-            )
-            x = x.unflatten(0, z.shape[:2])
+            x = mixed(table, cond["mixture"])
         elif bias is not None:
             x = torch.softmax(bias, dim=-1).to(table) @ table
         else:
@@ -194,28 +192,6 @@ class Transformer(nn.Module):
             x = self.embed(z)
         # weights may be gathered in bfloat16 (FSDP); what blocks add to stays float32 either way
         return x.float() if torch.is_autocast_enabled(x.device.type) else x
-
-    def _attend(self, z: Tensor, cond: Condition) -> Tensor | None:
-        """Which keys each query reads, (1 or B, 1, L, M) bool; None for all (or all before, for a causal model)."""
-        pattern = self._pattern(z, cond)
-        if "segments" in cond:
-            same = cond["segments"][:, :, None] == cond["segments"][:, None, :]
-            if self.config.attention == "causal":
-                same = same & torch.ones(same.shape[-2:], dtype=torch.bool, device=z.device).tril()
-            pattern = same if pattern is None else same & pattern
-        if pattern is None:
-            return None
-        return (pattern if pattern.ndim == 3 else pattern[None])[:, None]
-
-    def _pattern(self, z: Tensor, cond: Condition) -> Tensor | None:
-        if "attend" in cond:
-            return cond["attend"]
-        if self.config.attention == "block" and "cache" not in cond:  # a cache holds whole blocks: all of it is read
-            assert self.config.block is not None
-            return contexts.up_to(contexts.block_ranks(z.shape[1], self.config.block, z.device))
-        if self.config.attention == "permuted":
-            return contexts.revealed(z != self.config.process["mask_id"])
-        return None
 
 
 def _check(config: TransformerConfig) -> None:

@@ -49,7 +49,7 @@ OBJECTIVES: dict[str, Spec] = {
     "duo": Spec(duo, is_bound=False, processes=("uniform",), time="continuous"),
     "dcd": Spec(dcd, is_bound=False, processes=("uniform",), time="continuous"),
     "gidd": Spec(gidd, is_bound=False, processes=("hybrid",), time="continuous"),
-    "dfm": Spec(dfm, is_bound=False, processes=("masked", "uniform")),
+    "dfm": Spec(dfm, is_bound=False, processes=("masked", "uniform"), time="continuous"),
     "mdlm": Spec(mdlm, is_bound=True, processes=("masked",)),
     "md4": Spec(md4, is_bound=True, processes=("masked",)),
     # three of its variants are bounds, t_dce is none
@@ -60,8 +60,9 @@ OBJECTIVES: dict[str, Spec] = {
     "d3pm": Spec(d3pm, is_bound=False, processes=("masked", "uniform", "hybrid", "d3pm"), time="discrete"),
     "diffusionbert": Spec(diffusionbert, is_bound=False, processes=("spindle",)),
     "genmd4": Spec(genmd4, is_bound=False, processes=("learned",)),
-    "autoregressive": Spec(autoregressive, is_bound=True, processes=("masked",), attention=("causal",)),
-    "any_order": Spec(any_order, is_bound=True, processes=("masked",), attention=("permuted",)),
+    # one step a token, whatever the process
+    "autoregressive": Spec(autoregressive, True, processes=("masked",), attention=("causal",), time="continuous"),
+    "any_order": Spec(any_order, True, processes=("masked",), attention=("permuted",), time="continuous"),
     # a bound as long as mask rates are drawn from their whole range, which training may narrow
     "bd3lm": Spec(bd3lm, is_bound=False, processes=("masked",), attention=("block",)),
 }
@@ -102,6 +103,11 @@ def check(objective: str, process: Process, facts: Facts) -> None:
     if fits.processes and process.name not in fits.processes:
         raise ValueError(
             f"objective {objective!r} with a {process.name} process: it is defined for {', '.join(fits.processes)}"
+        )
+    if process.name == "learned" and objective != "genmd4":
+        raise ValueError(
+            f"objective {objective!r} with a learned process: its gradient leaves out how the rates move the noise; "
+            "use genmd4"
         )
     discrete = getattr(process, "steps", None) is not None
     if fits.time != "any" and discrete != (fits.time == "discrete"):

@@ -17,7 +17,7 @@ from redraft.randomness import Generators, derive, rand, row_generators
 BINS = 20
 """Cells of width 0.05 into which ``choose_range`` cuts the mask rates."""
 NARROWEST, WIDEST = 10, 18
-"""Cells of the ranges it compares: widths 0.5 to 0.9 (BD3-LM, section 5.3)."""
+"""Cells of the ranges it compares: widths 0.5 to 0.9 (BD3-LM)."""
 _ROWS_AT_ONCE = 16
 
 
@@ -31,7 +31,7 @@ def bd3lm(
     mask_min: float | None = None,
     mask_max: float | None = None,
 ) -> Loss:
-    """Block diffusion (Arriola et al. 2025, arXiv 2503.09573, eq. 8): the sum over blocks of each one's masked NELBO.
+    """Block diffusion (Arriola et al. 2025, arXiv 2503.09573): the sum over blocks of each one's masked NELBO.
 
         -log p(x0) <= sum_b E_t [ -alpha' / (1 - alpha) sum_{i in b masked} -log p(x0_i | z^b, x0^{<b}) ]
 
@@ -143,7 +143,7 @@ def retune(model: nn.Module, process: Process, batch: Batch, seed: int) -> tuple
 
 @torch.no_grad()
 def choose_range(denoiser: Denoiser, process: Process, batch: Batch, seed: int) -> tuple[float, float]:
-    """The range of mask rates, of widths 0.5, 0.55 .. 0.9, at which a row's loss varies least (BD3-LM, section 5.3).
+    """The range of mask rates, of widths 0.5, 0.55 .. 0.9, at which a row's loss varies least (BD3-LM).
 
     Blocks are told clean text only, so a block's loss depends on its own t alone, and one draw of it in every cell of
     width 0.05 gives the variance of the row's loss under all ranges at once. A pure function of weights, batch, seed.

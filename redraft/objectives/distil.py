@@ -26,7 +26,7 @@ def dcd(
     teacher: str | Denoiser | None = None,
     jump: float = 1 / 512,
 ) -> Loss:
-    """Discrete consistency distillation (Duo, Sahoo et al. 2025, arXiv 2506.10892, section 4.2):
+    """Discrete consistency distillation (Duo, Sahoo et al. 2025, arXiv 2506.10892):
 
         KL( p(. | z_t, t) || teacher(. | z_s, s) ),    s = t - jump, or 1e-5,    no gradient into the teacher
 

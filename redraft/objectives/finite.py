@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from redraft.objectives.base import Batch, Loss, corrupt, evaluate
-from redraft.processes import Denoiser, PerToken, Process, absorbing
+from redraft.processes import Denoiser, Process
 from redraft.processes.base import log_prob_of
 from redraft.randomness import Generators
 
@@ -51,10 +51,7 @@ def with_cross_entropy(
         nelbo = process.nelbo(logp, x0, z, t)
         if not auxiliary:
             return (nelbo,)
-        masks_only = absorbing(process) or isinstance(process, PerToken)
-        # where masks are not all, [MASK] has no place in a posterior of clean tokens
-        full = logp if masks_only else process.to_full(logp[..., : process.K], z, t)
-        return nelbo, -log_prob_of(x0, full)
+        return nelbo, -log_prob_of(x0, process.to_full(logp, z, t))
 
     z, t, weight = corrupt(process, batch["ids"], u, generator)
     nelbo, *rest = evaluate(denoiser, process, batch, z, t, terms)

@@ -50,7 +50,7 @@ def genmd4(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, genera
         (nelbo,) = evaluate(denoiser, process, batch, z, t, terms)
         losses.append(weight.to(nelbo) * nelbo)
         log_q.append(process.log_q(z, ids, t).sum(1))
-    mean = (losses[0] + losses[1]) / 2
+    mean = (losses[0] + losses[1]) / 2 + process.prior_kl(ids).to(losses[0])
     apart = ((losses[0] - losses[1]).detach().double() * counted).sum(1)
     row = apart * (log_q[0] - log_q[1]) / 2
     share = (row / counted.sum(1).clamp_min(1))[:, None].to(mean)

@@ -14,7 +14,7 @@ TOP = 32
 
 
 def udlm(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators = None) -> Loss:
-    """UDLM (Schiff et al. 2024, arXiv 2412.10193, eq. 18): the NELBO of uniform noise, whose closed form is
+    """UDLM (Schiff et al. 2024, arXiv 2412.10193): the NELBO of uniform noise, whose closed form is
 
         alpha' / (K alpha) [ K / y_z - K / p_z - sum_j y_j / y_z log(p_z y_j / (p_j y_z)) ]
 
@@ -34,13 +34,13 @@ def duo(
     temperature: float = 1e-3,
     progress: float = 0.0,
 ) -> Loss:
-    """Duo (Sahoo et al. 2025, arXiv 2506.10892, section 4): ``nelbo`` after a share ``curriculum`` of the training.
+    """Duo (Sahoo et al. 2025, arXiv 2506.10892): ``nelbo`` after a share ``curriculum`` of the training.
 
     Until then gamma = gamma_min + u (gamma_max - gamma_min), w = a~ 1_x0 + s~ eps with a~^2 = sigmoid(-gamma), and
 
         z = argmax w,   alpha = T(a~),   loss = nelbo(network(softmax(w / temperature) E, t), x0, z, t) dt/du
 
-    where t is the time at which the process's own alpha is T(a~), so that the loss is that of section 3 of the paper
+    where t is the time at which the process's own alpha is T(a~), so that the loss is the closed form above
     whatever the schedule. gamma keeps alpha between 0.05 and 0.945, the paper's interval for large K.
 
     Then the network reads what no sampler will show it, over part of the times: neither this value nor any reweighting

@@ -46,6 +46,7 @@ class Condition(TypedDict, total=False):
     pattern (``models.contexts`` makes them). ``mixture``: ids (B, L, n) and weights (B, L, n), the weighted mean of
     whose embeddings is read in place of z's own. ``cache``: keys and values of positions before these
     (``models.layers.Cache``), all of which are read; with ``store`` those of these positions are put after them.
+    ``labels`` (B,) or (B, L) long: the class that a model trained with classes is told.
     """
 
     segments: Tensor
@@ -54,6 +55,7 @@ class Condition(TypedDict, total=False):
     mixture: tuple[Tensor, Tensor]
     cache: Any
     store: bool
+    labels: Tensor
 
 
 @runtime_checkable

@@ -160,7 +160,7 @@ class Categorical:
     def likelihood(self, z: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """q(z_t = z | z_s = y) for every state y: alpha_{t|s} 1[y = z] + b_{t|s}(z), s < t; (B, L, V) float64."""
         early, late = self.coefficients(s), self.coefficients(t)
-        keep = late.alpha / early.alpha
+        keep = _kept(early.alpha, late.alpha)
         mask, token = late.mask - keep * early.mask, late.token - keep * early.token
         into = token.expand(z.shape) if self.mask_id is None else torch.where(z == self.mask_id, mask, token)
         return keep[..., None] * F.one_hot(z, self.V) + into[..., None]
@@ -231,6 +231,8 @@ class Categorical:
             return weight.to(logp) * -log_prob_of(x0, logp)
         if self.steps is not None:
             s, leaks = grid_before(t, self.steps), logp.shape[-1] > self.K
+            if leaks and self.absorbing:
+                return self.steps * self._leaking_step(logp, x0, z, t, s)
             return self.steps * (step_kl(self, logp, x0, z, t, s) if leaks else self._step(logp, x0, z, t, s))
         return self._leaking_nelbo(logp, x0, z, t) if self.absorbing else self._general_nelbo(logp, x0, z, t)
 
@@ -251,11 +253,24 @@ class Categorical:
         -alpha' [ (1 - p_m) / n - 1 / (1 - alpha) + log(n / ((1 - alpha) p_x)) / (1 - alpha) ]
         """
         alpha, d_alpha = self.schedule(per_position(t))
-        on_mask, hidden = self._on_mask(logp.exp()), 1 - alpha
+        on_mask, hidden = self._on_mask(logp).exp(), 1 - alpha
         total = hidden + alpha * on_mask
         slowed = (1 - on_mask) / total - 1 / hidden + torch.log(total / hidden) / hidden
         terms = slowed.to(logp) - log_prob_of(x0, logp) / hidden.to(logp)
         return torch.where(z == self.mask_id, -d_alpha.to(logp) * terms, 0.0)
+
+    def _leaking_step(self, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """``step_kl`` of the same model without a sum over the vocabulary, h = 1 - alpha:
+
+        log(1 + alpha_t p_m / h_t) - (1 - h_s / h_t) log p_x - h_s / h_t log(1 + alpha_s p_m / h_s)
+        """
+        on_mask = self._on_mask(logp).exp()
+        early, late = (1 - self.schedule(per_position(time))[0] for time in (s, t))
+        stays = early / late
+        log_total = torch.log1p((1 - late) * on_mask / late)
+        log_early = torch.log1p((1 - early) * on_mask / torch.where(early > 0, early, 1.0))
+        terms = log_total - (1 - stays) * log_prob_of(x0, logp) - stays * log_early
+        return torch.where(z == self.mask_id, terms, 0.0).to(logp)
 
     def _general_nelbo(self, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
         return (self.bound_weight(x0, z, t) * self.divergence(logp, x0, z, t)).to(logp)
@@ -289,9 +304,10 @@ class Categorical:
         where lik(y) = q(z | y) is one number for all y, and more for y = z. At s = 0 the logarithm is -log p(x).
         """
         early, late, same = self.coefficients(s), self.coefficients(t), z == x0
-        keep, first = late.alpha / early.alpha, early.token <= 0
-        ratio_s = torch.where(first, 0.0, early.alpha / torch.where(first, 1.0, early.token))
-        ratio_t = late.alpha / late.token.clamp_min(torch.finfo(torch.float64).tiny)
+        keep, first = _kept(early.alpha, late.alpha), (early.token <= 0) & (early.alpha > 0)
+        tiny = torch.finfo(torch.float64).tiny
+        ratio_s = torch.where(first, 0.0, early.alpha / early.token.clamp_min(tiny))
+        ratio_t = late.alpha / late.token.clamp_min(tiny)
         total, at_x0, at_z = shares(logp, ratio_s, x0, z.clamp_max(self.K - 1))
         spread = torch.where(first, -at_x0, early.token * _spread(ratio_s, at_x0, total))
         log_early = torch.log1p(ratio_s * same) - torch.log1p(ratio_s * at_z.exp())
@@ -315,8 +331,14 @@ class Categorical:
     # ------------------------------------------------------------------------------------ cavity and full posterior
 
     def to_full(self, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """Cavity to full posterior: log p(x | all of z) = log p(x | z without i) + log q_t(z_i | x) + const."""
-        return logp if self.absorbing else torch.log_softmax(logp + self._log_own(logp, z, t), -1)
+        """Cavity to full posterior: log p(x | all of z) = log p(x | z without i) + log q_t(z_i | x) + const.
+
+        Among clean tokens: where masks are not all the noise, what a model leaves on an appended [MASK] is dropped.
+        """
+        if self.absorbing:
+            return logp
+        logp = logp[..., : self.K]
+        return torch.log_softmax(logp + self._log_own(logp, z, t), -1)
 
     def to_cavity(self, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """Full to cavity posterior: the inverse of ``to_full``; the identity wherever z is [MASK].
@@ -333,6 +355,11 @@ class Categorical:
             same = same & (z != self.mask_id)[..., None]
         ratio = torch.log((at.alpha + at.token) / at.token)
         return torch.where(same, ratio.to(logp)[..., None], 0.0)
+
+
+def _kept(early: Tensor, late: Tensor) -> Tensor:
+    """alpha_{t|s} = alpha_t / alpha_s, and 0 where nothing was left at s: a fast and long chain underflows."""
+    return late / early.clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def _spread(ratio: Tensor, at_x0: Tensor, total: Tensor) -> Tensor:

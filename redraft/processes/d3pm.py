@@ -6,9 +6,10 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +111,7 @@ def d3pm(
             nearest(_rows(embeddings, K), NEIGHBOURS if neighbours is None else neighbours) if graph is None else graph
         )
         facts = {"kind": kind, "schedule": _stored(rule)}
-        return Matrix(K, _chain(_along(graph.double().cpu()), K, steps, rule, 2.0**40), _even(K), None, facts, graph)
+        return Matrix(K, _chain(_Along.of(graph.double().cpu()), K, steps, rule, 2.0**40), _even(K), None, facts, graph)
     return _fixed(K, kind, steps, rule, max(5, K // 4 | 1) if width is None else width)
 
 
@@ -203,17 +204,21 @@ def _band(K: int, width: int) -> Step:
     return lambda beta: _rest_stays(beta / width * near)
 
 
-def _along(graph: Tensor) -> Step:
-    """expm(beta R), R = G - diag(G 1), by the eigenvectors of the symmetric R."""
-    rate = graph - torch.diag(graph.sum(1))
-    values, vectors = torch.linalg.eigh(rate)
-    values = values.clamp_max(0.0)
+@dataclass(frozen=True)
+class _Along:
+    """expm(beta R), R = G - diag(G 1), by the eigenvectors of the symmetric R, which all its powers share."""
 
-    def step(beta: float) -> Tensor:
-        q = ((vectors * torch.exp(beta * values)) @ vectors.T).clamp_min(0.0)
+    vectors: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, graph: Tensor) -> Self:
+        values, vectors = torch.linalg.eigh(graph - torch.diag(graph.sum(1)))
+        return cls(vectors, values.clamp_max(0.0))
+
+    def __call__(self, beta: float) -> Tensor:
+        q = ((self.vectors * torch.exp(beta * self.values)) @ self.vectors.T).clamp_min(0.0)
         return q / q.sum(-1, keepdim=True)
-
-    return step
 
 
 def _rest_stays(q: Tensor) -> Tensor:
@@ -296,16 +301,19 @@ def _chain(step: Step, K: int, steps: int, rule: Rule, most: float = 1.0) -> Ten
 def _informed_chain(step: Step, K: int, steps: int, most: float) -> Tensor:
     """Each beta so that I(x_i; x_0) = (1 - i / T) log K for uniform x_0, or as near as the greatest beta takes it."""
     product, beta, chain = torch.eye(K, dtype=torch.float64), 1 / steps, list[Tensor]()
+    total = 0.0
     for i in range(1, steps + 1):
         target = (1 - i / steps) * math.log(K)
 
-        def excess(beta: float, product: Tensor = product, target: float = target) -> float:
-            q = product @ step(beta)
+        def excess(beta: float, product: Tensor = product, total: float = total, target: float = target) -> float:
+            # along a graph the betas so far add up, which spares a product of matrices
+            q = step(total + beta) if isinstance(step, _Along) else product @ step(beta)
             # the mean token stays uniform, all these matrices being doubly stochastic
             return torch.special.xlogy(q, K * q).sum().item() / K - target
 
         beta = _root(excess, beta, most)
         chain.append(step(beta))
+        total += beta
         product = product @ chain[-1]
     return torch.stack(chain)
 
@@ -313,7 +321,7 @@ def _informed_chain(step: Step, K: int, steps: int, most: float) -> Tensor:
 def _root(falling: Callable[[float], float], guess: float, most: float) -> float:
     """Where a falling function of (0, most] meets 0, or ``most`` if it stays above: false position (Illinois).
 
-    Few calls count here, each being a product of matrices: about six for nine digits.
+    Few calls count here, each being a product of matrices: about six for ten digits.
     """
     low, high = 0.0, min(guess, most)
     above, below = None, falling(high)
@@ -322,13 +330,16 @@ def _root(falling: Callable[[float], float], guess: float, most: float) -> float
             return most
         low, above, high = high, below, min(4 * high, most)
         below = falling(high)
+    value, side = below, 0.0
     for _ in range(100):
-        if below > -1e-10 or high - low < 1e-14 * high:
+        if abs(value) < 1e-10 or high - low < 1e-14 * high:
             break
         middle = (low + high) / 2 if above is None else (low * below - high * above) / (below - above)
         value = falling(middle)
+        again = value * side > 0  # the other end, if it stays twice in a row, counts half
         if value > 0:
-            low, above, below = middle, value, below / 2
+            low, above, below = middle, value, below / 2 if again else below
         else:
-            high, below, above = middle, value, None if above is None else above / 2
-    return high
+            high, below, above = middle, value, above / 2 if again and above is not None else above
+        side = value
+    return low if value > 0 else high

@@ -46,7 +46,7 @@ def spindle(scores: Tensor, strength: float = 0.3, mask_id: int | None = None) -
 
 
 def learned(exponents: Tensor, mask_id: int | None = None) -> "PerToken":
-    """alpha_{t,v} = 1 - t^{w_v}, w = softplus(exponents): GenMD4's learned forward process (section 5, eq. for alpha).
+    """alpha_{t,v} = 1 - t^{w_v}, w = softplus(exponents): GenMD4's learned forward process.
 
     ``exponents`` (K,) is unconstrained and may be a parameter: ``nelbo`` and ``log_q`` are differentiable in it. The
     gradient of the bound needs both, for the law of z depends on w too; ``usual_exponents`` starts at w = 1.
@@ -205,8 +205,13 @@ class PerToken:
         return torch.where(z == self.mask_id, terms, 0.0)
 
     def prior_kl(self, x0: Tensor) -> Tensor:
-        """KL(q_1(. | x0) || prior) = 0: at t = 1 every token is hidden. (B, L)."""
-        return torch.zeros(x0.shape, dtype=torch.float64, device=x0.device)
+        """What the integral leaves out: tokens still hidden at the edge of ``times``, coded uniformly. (B, L).
+
+        At t = 1 every token is hidden, and the KL to the prior is 0. At the other end an exponent below 1 leaves
+        edge^w hidden, which costs log K each (GenMD4's reconstruction term): the bound holds whatever is learned.
+        """
+        edge = torch.full((len(x0),), T_EDGE, dtype=torch.float64, device=x0.device)
+        return self.hidden(edge, x0)[0] * math.log(self.K)
 
     def to_full(self, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """``logp`` itself: the reverse kernel needs the full posterior, and that is what the bound teaches."""

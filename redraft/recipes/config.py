@@ -27,11 +27,11 @@ Matrix = Literal["uniform", "absorbing", "gaussian", "neighbour", "band", "hybri
 
 @frozen
 class ProcessConfig:
-    """The forward corruption: which noise, on which schedule."""
+    """The forward corruption: which noise, on which schedule. A field that the process does not read must be left."""
 
     name: Literal["masked", "uniform", "hybrid", "gaussian", "d3pm", "spindle", "learned"] = "masked"
-    schedule: str = "linear"
-    """Name of ``redraft.schedules.NAMES``; Gaussian processes also take ``linear_gamma``, D3PM has its own."""
+    schedule: str | None = None
+    """Name of ``redraft.schedules.NAMES``, or of D3PM's own; none is the usual one of the process."""
     steps: int | None = Field(default=None, ge=1)
     """Discrete time: the number T of steps of the chain; none is continuous time. D3PM needs it."""
     matrix: Matrix = "uniform"
@@ -59,7 +59,7 @@ class ModelConfig:
     attention: Literal["full", "causal", "block", "permuted"] = "full"
     """What a position sees: all, what is left of it, blocks up to its own, or what an order puts before it."""
     block: int | None = Field(default=None, ge=1)
-    """Block attention: positions per block; the context is a multiple of it."""
+    """Block attention: positions per block; the last of a context may be shorter."""
     head: Literal["subs", "plain", "score", "logistic"] | None = None
     """What the last layer says (``redraft.models.heads``); none is ``subs`` with a mask and ``plain`` without."""
     init: str | None = None
@@ -183,7 +183,8 @@ class Config:
 
 _ADAPTER = TypeAdapter(Config)
 OPTIONAL = (
-    *("process.steps", "model.block", "model.head", "model.init", "data.max_documents", "train.threads", "eval.rows"),
+    *("process.schedule", "process.steps", "model.block", "model.head", "model.init"),
+    *("data.max_documents", "train.threads", "eval.rows"),
     *(f"loss.{field.name}" for field in fields(LossConfig)),
 )
 """Fields that may be None, which a command line writes as ``none``."""

@@ -1,7 +1,7 @@
 """Texts written block by block (BD3-LM): each block by any sampler, given the finished ones from an exact cache.
 
 The clean text of a block never changes what stands before it, so what the model computes of a finished block is what
-it computed of it in training, and is computed once (Arriola et al. 2025, arXiv 2503.09573, section 3.3).
+it computed of it in training, and is computed once (Arriola et al. 2025, arXiv 2503.09573).
 """
 
 from collections.abc import Callable, Mapping, Sequence

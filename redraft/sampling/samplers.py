@@ -13,7 +13,7 @@ from torch import Tensor
 
 from redraft.errors import unknown
 from redraft.sampling.contract import Draw, Query, Sampler, Tokens, misfit, over_tokens, revises, revising, tempered
-from redraft.sampling.correctors import gibbs, informed, self_correct
+from redraft.sampling.correctors import gibbs, informed
 from redraft.sampling.kernels import ancestral, confidence, euler, first_hitting, greedy_tail, left_to_right
 from redraft.sampling.revision import dfm, forward_backward, psi, remdm
 
@@ -40,7 +40,6 @@ __all__ = [
     "remdm",
     "revises",
     "revising",
-    "self_correct",
     "tempered",
 ]
 

@@ -32,7 +32,7 @@ def semi_autoregressive(
     callback: Callback | None = None,
     device: Device = None,
 ) -> Samples:
-    """Continue ``prompt`` by ``length`` tokens, ``window`` positions at a time (MDLM's SAR, arXiv 2406.07524, 4.3).
+    """Continue ``prompt`` by ``length`` tokens, ``window`` positions at a time (MDLM's SAR, arXiv 2406.07524).
 
     The first window is written whole; each next one starts ``stride`` (half a window unless given) further right,
     takes what it shares with the text so far as given, and writes the rest. The last ends with the text. A new token

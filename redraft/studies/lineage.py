@@ -139,13 +139,13 @@ STUDY = Study(
         "evaluation of a draw a row in them.",
         "Judge: a character 5-gram (Witten-Bell) of the training text. A text that repeats itself, or its training "
         "text, is judged well: read it with entropy and distinct-n, and against human text of the same length. Samples "
-        f"with less than {COLLAPSE:.0%} of human text's unigram entropy are not called better, whatever the judge says.",
+        f"with less than {COLLAPSE:.0%} of human text's unigram entropy are not called better, whatever it says.",
         "Memory is the peak of the cell's whole process: Python, torch, training, evaluation and sampling.",
     ),
     names=presets,
     options=options,
     measure=measure,
     conclude=conclude,
-    full=Budget(steps=2000, seeds=1, draws=16, samples=128),
-    quick=Budget(steps=500, seeds=1, draws=4, samples=32),
+    full=Budget(steps=1500, seeds=1, draws=16, samples=96),
+    quick=Budget(steps=400, seeds=1, draws=4, samples=32),
 )

@@ -292,9 +292,10 @@ def _quality_plot(got: Mapping[str, Sequence[dict[str, Any]]]) -> Plot:
             for name, measured in got.items():
                 if family(measured[0]) == kind and name != _AR:
                     values = [_judged(measured, i) for i in range(len(measured[0]["samples"]))]
+                    mark = "osv^D*"[len(axes.containers) // 10]  # colours repeat after ten
                     nfe = [_mean(measured, "samples", i, "nfe") for i in range(len(values))]
                     axes.errorbar(
-                        nfe, [v.mean for v in values], [v.error for v in values], marker="o", capsize=2, label=name
+                        nfe, [v.mean for v in values], [v.error for v in values], marker=mark, capsize=2, label=name
                     )
             _line(axes.axhline, baseline)
             axes.axhline(human.mean, color="#888888", linestyle=":", label="held-out text")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from redraft.data.packing import indices
 from redraft.objectives import Objective, as_batch, at
 from redraft.processes import Process
+from redraft.processes.categorical import check_ids
 from redraft.processes.time import draw
 from redraft.randomness import row_generators
 from redraft.recipes.config import Config, to_dict
@@ -32,6 +33,9 @@ from redraft.training.progress import Report
 
 TIMES, NOISE = 1, 2
 """What a draw is for: the second key after the seed, so that no two draws of a run share a stream."""
+
+
+_ROWS_AT_ONCE = 4096
 
 
 class Rows(Protocol):
@@ -190,14 +194,16 @@ def fit(
     decides the weights is refused. ``out`` receives ``checkpoints/`` and ``metrics.jsonl`` (nats per token). The loss
     of a step is the mean over the valid tokens of its global batch.
 
-    Errors: ``ValueError`` for a batch that does not divide, an ``out`` already in use, nothing to resume, a damaged or
-    foreign checkpoint, or a loss or gradient that is not finite (its step is named, and nothing of it kept).
+    Errors: ``ValueError`` for rows with ids that are no clean tokens, a batch that does not divide, an ``out`` already
+    in use, nothing to resume, a damaged or foreign checkpoint, or a loss or gradient that is not finite (its step is
+    named, and nothing of it kept).
     """
     train, out, hooks = config.train, Path(out), hooks or Hooks()
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     with parallel.world() as world, interrupts() as stop:
         start = starting_point(out, resume)
+        check_rows(rows, process)
         run = State(config, model, process, objective, rows, out, world)
         if start is not None:
             run.resume(start)
@@ -276,6 +282,13 @@ def total(values: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """The sum of (B, L) values over the valid tokens, in float64."""
     values = values.double()
     return (torch.where(batch["valid"], values, 0.0) if "valid" in batch else values).sum()
+
+
+def check_rows(rows: Rows, process: Process) -> None:
+    """Refuse, before any step, rows with ids that are not clean tokens: ``ValueError`` naming the first."""
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        ids = rows.batch(np.arange(start, min(start + _ROWS_AT_ONCE, len(rows))))["ids"]
+        check_ids(torch.as_tensor(ids), process.name, process.K, process.mask_id)
 
 
 def fingerprint(rows: Rows) -> str:

@@ -52,9 +52,11 @@ def marginals(process: Categorical, t: Tensor) -> Tensor:
 def emissions(process: Categorical, z: Tensor, t: Tensor) -> Tensor:
     """q_t(z_i | x) for every position i and clean token x: (B, L, K)."""
     t = per_position(t, z.shape[1])
-    index = z[:, None, :].expand(-1, process.K, -1)
-    columns = [marginals(process, t[:, i]).gather(2, index[:, :, i : i + 1]) for i in range(z.shape[1])]
-    return torch.cat(columns, dim=2).transpose(1, 2)
+    columns: list[Tensor] = []
+    for i in range(z.shape[1]):
+        times, which = t[:, i].unique(return_inverse=True)  # mostly one time for all rows
+        columns.append(marginals(process, times)[which, :, z[:, i]])
+    return torch.stack(columns, 1)
 
 
 def posteriors(law: Tensor, likelihood: Tensor, posterior: str) -> Tensor:
@@ -114,14 +116,10 @@ def noisy_pairs(process: Categorical, t: Tensor, law: Tensor = LAW) -> tuple[Ten
     """All (x0, z) of positive probability at each of the times ``t``: x0, z, t, probability, one row each."""
     x0, z = sequences(process.K, law.dim()), sequences(process.V, law.dim())
     rows_x, rows_z = (grid.flatten() for grid in torch.meshgrid(*map(torch.arange, (len(x0), len(z))), indexing="ij"))
-    parts = []
-    for one in t:
-        q = marginals(process, one.reshape(1))[0]  # (K, V)
-        probability = law.flatten()[rows_x] * q[x0[rows_x], z[rows_z]].prod(-1)
-        keep = probability > 0
-        parts.append((x0[rows_x[keep]], z[rows_z[keep]], one.expand(int(keep.sum())), probability[keep]))
-    x0, z, t, probability = (torch.cat(part) for part in zip(*parts, strict=True))
-    return x0, z, t, probability
+    q = marginals(process, t)[:, x0[rows_x], z[rows_z]].prod(-1)  # (times, rows)
+    probability = law.flatten()[rows_x] * q
+    time, row = (probability > 0).nonzero(as_tuple=True)
+    return x0[rows_x[row]], z[rows_z[row]], t[time], probability[time, row]
 
 
 def nelbo(

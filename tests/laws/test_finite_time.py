@@ -280,6 +280,32 @@ def test_uniform_chains_pay_for_what_they_do_not_forget():
     assert gaps[-1] < 0.02
 
 
+@pytest.mark.parametrize("kind", ["uniform", "hybrid"])
+def test_a_long_chain_that_forgets_early_stays_finite(kind):
+    """Linear betas leave alpha = e^-1000 = 0 long before the last of 4000 steps: nothing is left to tell there."""
+    process = d3pm(5, kind, 4000, "linear")
+    t = torch.tensor([0.05, 0.3, 0.6, 0.9, 1.0], dtype=torch.float64)
+    x0 = torch.arange(5)[:, None]
+    z = process.corrupt(x0, t, torch.Generator().manual_seed(0))
+    logp = torch.randn(5, 1, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).log_softmax(-1)
+    found = process.nelbo(logp.requires_grad_(), x0, z, t)
+    found.sum().backward()
+    assert found.isfinite().all()
+    assert (found[2:].abs() < 1e-12).all()
+    assert logp.grad is not None
+    assert logp.grad.isfinite().all()
+    kernel = process.posterior(logp.detach().exp(), z, t, t - 1 / 4000)
+    torch.testing.assert_close(kernel.sum(-1), torch.ones(5, 1, dtype=torch.float64))
+
+
+def test_full_posterior_drops_what_is_left_on_the_mask():
+    """A plain head has mass on [MASK]; where masks are not the only noise, the full posterior is one of tokens."""
+    process, z = processes.hybrid(3, steps=4), torch.tensor([[0, 3]])
+    logp = torch.randn(1, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(-1)
+    t = torch.tensor([0.5])
+    torch.testing.assert_close(process.to_full(logp, z, t), process.to_full(logp[..., :3].log_softmax(-1), z, t))
+
+
 def test_every_kind_of_coefficient_bounds_and_tightens():
     for kind in ("absorbing", "hybrid"):
         gaps = [bound(p, ExactDenoiser(p)) - entropy() for p in (d3pm(3, kind, T) for T in (2, 4, 8, 16, 32))]

@@ -4,6 +4,7 @@ The toy is that of the reference: 3 tokens on a line at e = (-1, 0.3, 1) with pr
 from -3 to 6; gamma = -log SNR. Expectations over the noise are trapezoid sums over eps, spectrally accurate here.
 """
 
+import functools
 import itertools
 import math
 
@@ -354,10 +355,15 @@ class ExactTokens:
         return posterior_tokens(self.process, z, t, PI)
 
 
+@functools.cache
+def grid_law() -> tuple[Tensor, Tensor]:
+    return ancestral_density(toy(), 8, 901)
+
+
 def test_sample_draws_the_propagated_law(kind):
     """``sample`` in 8 steps against densities propagated on a grid, tokens read by argmax; false alarm below 1e-6."""
     process = toy(kind)
-    law, logp = ancestral_density(toy(), 8, 901)
+    law, logp = grid_law()
     expected = law @ torch.nn.functional.one_hot(logp.argmax(-1), 3).double()
     samples = sampling.sample(process, ExactTokens(process), length=1, num=10_000, steps=8, seed=0)
     assert chi_square_tail(torch.bincount(samples.tokens[:, 0], minlength=3).double(), expected) > 1e-6

@@ -261,7 +261,7 @@ def test_diffusionbert_is_bound_and_cross_entropy():
     x0, z = torch.tensor([[0, 1], [2, 2]]), torch.tensor([[3, 1], [3, 3]])
     u, answer = torch.tensor([0.3, 0.8], dtype=torch.float64), random_law(2, 2, 3)
     losses = torch.where(z == 3, -answer.gather(-1, x0[..., None])[..., 0], 0.0)
-    bound = process.nelbo(answer, x0, z, u)
+    bound = process.nelbo(answer, x0, z, u) + process.prior_kl(x0)
     for options, weight in (({}, 0.01), ({"auxiliary": 0.7}, 0.7)):
         for denoiser in (Says(answer), Selective(Says(answer))):
             loss = objectives.get("diffusionbert", **options)(denoiser, prescribed(process, z), {"ids": x0}, u)
@@ -287,7 +287,7 @@ def test_genmd4_gradient_is_that_of_the_enumerated_bound(whole):
         valid[:, 1] = False
     weight = LAW[x0[:, 0], x0[:, 1]]
     log_q = process.log_q(z, x0, t).sum(1)
-    terms = (process.nelbo(denoiser(z), x0, z, t) * valid).sum(1)
+    terms = ((process.nelbo(denoiser(z), x0, z, t) + process.prior_kl(x0)) * valid).sum(1)
     (expected,) = torch.autograd.grad((weight * log_q.exp() * terms).sum(), exponents, retain_graph=True)
 
     rows = [(i, j) for i, j in itertools.product(range(len(z)), repeat=2) if torch.equal(x0[i], x0[j])]

@@ -87,7 +87,7 @@ def test_t0_objectives_that_share_the_bound_agree(case):
     objective = objectives.at(objectives.get(name, **options), 1.0)
     acted = prescribed(ones(name) or process, z)
     loss = objective(Says(said, **facts), acted, {"ids": X0}, U)
-    expected = weight * path_kl(process, logp, z, t)
+    expected = weight * path_kl(process, logp, z, t) + (ones(name) or process).prior_kl(X0)
     torch.testing.assert_close(loss.value, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(loss.bound, expected.detach(), rtol=1e-10, atol=1e-10)
     found, slope = (torch.autograd.grad(one.sum(), logits, retain_graph=True)[0] for one in (loss.value, expected))

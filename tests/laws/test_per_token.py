@@ -221,7 +221,23 @@ def test_corrupt_frequencies(process, time):
     per_token = process.corrupt(x0, t[:, None].expand(-1, 3), torch.Generator().manual_seed(1))
     assert torch.equal(per_token, z)
     assert (process.prior((2, 3)) == process.mask_id).all()
-    assert process.prior_kl(x0[:2]).abs().max() == 0
+
+
+def test_small_exponents_keep_the_bound_a_bound():
+    """At w = 0.1 a third of the masks lie within 1e-5 of t = 0, beyond ``times``: coded uniformly, they count.
+
+    A model that knows nothing then pays log K exactly.
+    """
+    process = learned(raw(torch.full((3,), 0.1, dtype=torch.float64)))
+    nodes, weights = quadrature(60)
+    edge = 1e-5
+    t = torch.exp((1 - nodes) * math.log(edge))[:, None]  # evenly over log t, from the edge to 1
+    x0 = torch.zeros(len(t), 1, dtype=torch.long)
+    masked = process.nelbo(torch.full((len(t), 1, 3), -math.log(3)).double(), x0, torch.full_like(x0, 3), t)
+    hidden = process.hidden(t, x0)[0]
+    integral = (masked * hidden * t * -math.log(edge) * weights[:, None]).sum().item()
+    assert integral < 0.7 * math.log(3)
+    assert integral + process.prior_kl(x0[:1]).item() == pytest.approx(math.log(3), abs=1e-8)
 
 
 def test_the_mean_over_u_is_the_bound(process):

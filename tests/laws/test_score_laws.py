@@ -128,7 +128,7 @@ def test_gradients_are_those_of_the_sums(process, integrand):
     def function(free):
         return integrand(process, torch.where(keep > 0, 0.0, free), x0, z, t)
 
-    assert torch.autograd.gradcheck(function, (log_s,))
+    assert torch.autograd.gradcheck(function, (log_s,), fast_mode=True)  # along random directions
     (gradient,) = torch.autograd.grad(integrand(process, log_s, x0, z, t).sum(), log_s)
     assert (gradient[keep > 0] == 0).all()
 

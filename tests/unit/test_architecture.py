@@ -30,6 +30,7 @@ ORDER = [
     "studies",
     "listing",
     "options",
+    "printing",
     "cli",
 ]
 ALLOWED = {layer: set(ORDER[: i + 1]) for i, layer in enumerate(ORDER)}

@@ -57,6 +57,12 @@ def test_no_command_shows_the_help():
     assert all(name in shown.stdout for name in ("train", "generate", "infill", "evaluate", "list"))
 
 
+def test_other_names_of_a_sampler_say_whose_they_are():
+    said = {entry["name"]: entry["description"] for entry in listing.KINDS["samplers"]()}
+    assert said["analytic"] == said["cached"] == "The same as ancestral."
+    assert "reverse kernel" in said["ancestral"]
+
+
 @pytest.mark.parametrize("kind", listing.KINDS)
 def test_list(kind):
     found = run("list", kind, "--json")

@@ -8,7 +8,7 @@ import torch
 from redraft import runs
 
 TINY = {"objective": "duo", "train.steps": 6, "train.warmup": 1, "model.depth": 1, "train.batch": 8, "eval.draws": 1}
-TINY |= {"train.log_every": 1}
+TINY |= {"train.log_every": 1, "eval.rows": 8}
 
 
 def rows(out):

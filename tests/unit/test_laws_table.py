@@ -1,6 +1,7 @@
 """The table of laws is true: every number stands in it once, and every test it names exists and names that number."""
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -19,6 +20,7 @@ def named(function: ast.FunctionDef) -> set[str]:
     return in_name | set(re.findall(r"\bT\d+[a-c]?\b", ast.get_docstring(function) or ""))
 
 
+@functools.cache
 def law_tests() -> dict[str, set[str]]:
     """The numbers that each test of ``tests/laws`` names."""
     return {
@@ -29,6 +31,7 @@ def law_tests() -> dict[str, set[str]]:
     }
 
 
+@functools.cache
 def table() -> dict[str, list[str]]:
     """The tests that the table of ``docs/laws.md`` names for each number."""
     rows = defaultdict(list)

@@ -87,6 +87,13 @@ def test_causal_sees_only_what_is_before():
         build(processes.uniform(13), attention="causal")
 
 
+def test_labels_are_refused():
+    """A condition that would change nothing is a mistake: guidance by it would mix a model with itself."""
+    model = Transformer(TransformerConfig(processes.masked(5).to_dict(), depth=1))
+    with pytest.raises(ValueError, match="labels told to a model"):
+        model(torch.zeros(1, 2, dtype=torch.long), torch.ones(1), {"labels": torch.zeros(1, dtype=torch.long)})
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_segments_do_not_see_one_another(causal):
     model = build(processes.masked(13), attention="causal" if causal else "full")

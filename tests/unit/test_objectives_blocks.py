@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
-from redraft import objectives, processes, runs
-from redraft.models import Transformer, TransformerConfig
+from redraft import objectives, processes, recipes, runs
+from redraft.data import load_data
+from redraft.models import Transformer, TransformerConfig, folder
 from redraft.objectives import blocks
+from redraft.processes import Facts
+from redraft.recipes import ModelConfig
 
 TINY = {
     **{"train.steps": 6, "train.warmup": 1, "train.batch": 8, "train.save_every": 3, "train.log_every": 1},
@@ -100,6 +104,32 @@ def test_combinations_are_refused_before_any_step(name, attention, message):
     network = model(attention, 2 if attention == "block" else None)
     with pytest.raises(ValueError, match=message):
         objectives.check(name, network.process, network.facts)
+
+
+@pytest.mark.parametrize(("name", "attention"), [("autoregressive", "causal"), ("any_order", "permuted")])
+def test_a_number_of_steps_that_would_do_nothing_is_refused(name, attention):
+    facts = Facts(attention=attention, mask_id=3)
+    objectives.check(name, processes.masked(3), facts)
+    with pytest.raises(ValueError, match=f"objective '{name}'.*process.steps=none"):
+        objectives.check(name, processes.masked(3, steps=8), facts)
+
+
+def test_a_block_model_starts_from_one_of_full_attention(tmp_path):
+    """As BD3-LM does (``bd3lm_paper``), and the other way round: the range of mask rates is no weight."""
+    corpus = load_data(recipes.get("toy_masked").data)
+    full = replace(recipes.get("toy_masked"), model=ModelConfig(depth=1))
+    blocks = replace(full, objective="bd3lm", model=ModelConfig(depth=1, attention="block", block=2))
+    for number, (first, then) in enumerate(((full, blocks), (blocks, full), (blocks, blocks))):
+        _, model = runs.build(replace(first, train=replace(first.train, seed=1)), corpus.tokenizer)
+        if first is blocks:
+            model.noise_range.copy_(torch.tensor([0.25, 0.75]))
+        folder.save(tmp_path / str(number), model.config, model.state_dict())
+        _, found = runs.build(
+            replace(then, model=replace(then.model, init=str(tmp_path / str(number)))), corpus.tokenizer
+        )
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in found.named_parameters())
+        if then is blocks:
+            assert found.noise_range.tolist() == ([0.25, 0.75] if first is blocks else [0.0, 1.0])
 
 
 def test_tokens_that_do_not_count_are_given(monkeypatch):

@@ -8,7 +8,14 @@ import torch
 
 from redraft import processes, recipes, runs
 from redraft.data import build_tokenizer, load_data
-from redraft.evaluation.estimators import choose, over_counts, over_times
+from redraft.evaluation.estimators import (
+    ESTIMATORS,
+    choose,
+    over_block_counts,
+    over_block_steps,
+    over_counts,
+    over_steps,
+)
 from redraft.models import Transformer, TransformerConfig, folder
 from redraft.processes import Categorical, Matrix, PerToken
 from redraft.processes.d3pm import nearest, spelling
@@ -37,7 +44,8 @@ def config(noise, objective="nelbo", **train):
     model = replace(base.model, depth=1, time_conditioned=True)
     defaults = {"steps": 3, "batch": 8, "optimizer": "adamw", "warmup": 1}
     train = replace(base.train, **{**defaults, **train})
-    return replace(base, process=noise, model=model, objective=objective, train=train)
+    measure = replace(base.eval, draws=1, rows=8)
+    return replace(base, process=noise, model=model, objective=objective, train=train, eval=measure)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +55,8 @@ def corpus():
 
 @pytest.mark.parametrize("name", NOISES)
 def test_a_recipe_makes_it_and_a_folder_keeps_it(name, corpus, tmp_path):
-    process, model = runs.build(config(NOISES[name]), corpus.tokenizer, corpus.train)
+    objective = "genmd4" if name == "learned" else "nelbo"
+    process, model = runs.build(config(NOISES[name], objective), corpus.tokenizer, corpus.train)
     assert process.to_dict() == model.config.process
     assert process.name == NOISES[name].name
     kept = processes.tensor_of(process.to_dict())
@@ -85,7 +94,7 @@ def test_it_trains_and_is_measured(name, corpus, tmp_path):
 
 def test_what_is_learned_is_the_models_own(corpus):
     """The process that training holds reads the parameter an optimiser moves, wherever the model went meanwhile."""
-    process, model = runs.build(config(NOISES["learned"]), corpus.tokenizer, corpus.train)
+    process, model = runs.build(config(NOISES["learned"], "genmd4"), corpus.tokenizer, corpus.train)
     process = process.to("cpu")
     model.to(torch.float64)
     assert process.tensor is model.exponents
@@ -144,9 +153,15 @@ def test_spelling_puts_like_letters_together():
 def test_estimators_know_discrete_time(corpus):
     """k-DCE is the bound of continuous time; a chain of T steps is measured by its own."""
     timeless = replace(config(NOISES["masked"]), model=replace(recipes.get("toy_masked").model, depth=1))
-    for noise, expected in ((NOISES["masked"], over_times), (ProcessConfig(name="masked"), over_counts)):
+    for noise, expected in ((NOISES["masked"], over_steps), (ProcessConfig(name="masked"), over_counts)):
         process, model = runs.build(replace(timeless, process=noise), corpus.tokenizer)
         assert isinstance(process, Categorical)
+        assert choose(model, process) is expected
+    assert "discrete-time" in ESTIMATORS[over_steps]
+    assert "discrete time" in ESTIMATORS[over_block_steps]
+    blocks = replace(timeless, model=replace(timeless.model, attention="block", block=2), objective="bd3lm")
+    for noise, expected in ((NOISES["masked"], over_block_steps), (ProcessConfig(name="masked"), over_block_counts)):
+        process, model = runs.build(replace(blocks, process=noise), corpus.tokenizer)
         assert choose(model, process) is expected
 
 
@@ -158,6 +173,9 @@ def test_estimators_know_discrete_time(corpus):
         (ProcessConfig(name="learned"), {"parallel": "fsdp"}, "train.parallel='fsdp' with a learned"),
         (ProcessConfig(name="d3pm", steps=8, schedule="linaer"), {}, "linaer.*did you mean 'linear'"),
         (ProcessConfig(name="spindle", strength=0.5), {}, "strength=0.5"),
+        (ProcessConfig(name="spindle", schedule="cosine"), {}, "process.schedule='cosine' with a spindle"),
+        (ProcessConfig(name="learned", schedule="cosine"), {}, "process.schedule='cosine' with a learned"),
+        (ProcessConfig(name="learned"), {}, "objective 'nelbo' with a learned process.*use genmd4"),
     ],
 )
 def test_refused(noise, train, said, corpus):

@@ -108,7 +108,7 @@ def test_accumulate_splits_the_batch(tmp_path):
 def test_threads(tmp_path):
     before = torch.get_num_threads()
     try:
-        assert {one["threads"] for one in watch(tmp_path, threads=2)} == {2}
+        assert {one["threads"] for one in watch(tmp_path, threads=2, steps=2)} == {2}
     finally:
         torch.set_num_threads(before)
 
@@ -175,6 +175,27 @@ def test_loss_is_the_mean_over_valid_tokens(tmp_path):
     assert counted[0] < small.BATCH * small.L
     assert result.loss == pytest.approx(2.0, rel=1e-12)
     assert small.metrics(tmp_path)[0]["bound"] == pytest.approx(6.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("objective", ["nelbo", "autoregressive"])
+def test_ids_outside_the_vocabulary_are_refused_before_any_step(objective, tmp_path):
+    """The last row of many, which a short run would not meet, and a causal model would never corrupt."""
+    seen = []
+
+    class Rows(small.Rows):
+        def batch(self, indices, /):
+            batch = dict(super().batch(indices))
+            ids = torch.as_tensor(batch["ids"]).clone()
+            ids[torch.as_tensor(indices) == len(self) - 1] = 77
+            return batch | {"ids": ids}
+
+    def watched(*arguments):
+        seen.append(1)
+        return objectives.get(objective)(*arguments)
+
+    with pytest.raises(ValueError, match="token id 77 is not a clean token"):
+        fit(small.config(steps=1), small.model(), small.process(), watched, Rows(), out=tmp_path)
+    assert not seen
 
 
 def test_rows_without_padding(tmp_path):
