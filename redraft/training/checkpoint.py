@@ -15,17 +15,16 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from redraft.training.ema import Ema
 from redraft.training.parallel import World
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 KEEP = 2
 """Complete checkpoints kept; older ones are removed."""
@@ -74,6 +73,10 @@ def prepare(optimizers: Sequence[torch.optim.Optimizer]) -> None:
 
 def save(out: Path, manifest: Manifest, tensors: dict[str, Tensor], world: World) -> Path:
     """Write a complete checkpoint, then remove all but the last ``KEEP``; every process must call it."""
+    # a second of imports, spared to whoever only reads a model
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
     folder = out / "checkpoints"
     final, partial = folder / f"step-{manifest.step:06d}", folder / f".step-{manifest.step:06d}.tmp"
     if world.main:
@@ -125,6 +128,9 @@ def load(path: Path, manifest: Manifest, tensors: dict[str, Tensor], world: Worl
 
     Errors: ``ValueError`` naming the file or the key that is wrong; nothing is read then.
     """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+
     missing = sorted(name for name in manifest.files if not (path / name).is_file())
     if missing:
         raise ValueError(f"damaged checkpoint {path}: {missing[0]} is missing; {_REMEDY}")
@@ -171,7 +177,7 @@ def _same_keys(path: Path, stored: Mapping[str, Any], tensors: Mapping[str, Tens
         if key not in stored or key not in tensors:
             lacking = "the checkpoint" if key not in stored else "this run"
             raise ValueError(f"mismatched checkpoint {path}: {lacking} has no {key}; resume with the model it is of")
-        kept = cast(TensorStorageMetadata, stored[key])
+        kept = cast("TensorStorageMetadata", stored[key])
         theirs, ours = (tuple(kept.size), kept.properties.dtype), (tuple(tensors[key].shape), tensors[key].dtype)
         if theirs != ours:
             raise ValueError(f"mismatched checkpoint {path}: {key} is {theirs} there and {ours} here")
