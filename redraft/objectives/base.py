@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redraft.processes import Denoiser, PerToken, Process, absorbing
+from redraft.processes import Categorical, Denoiser, PerToken, Process, absorbing
 from redraft.processes.base import Attention, Condition, log_prob_of, per_position, to_convention
 from redraft.randomness import Device, Generators
 
@@ -76,6 +76,13 @@ def bound(process: Process, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor, weig
     if process.vectors:
         terms = torch.where(per_position(t == 0), -log_prob_of(x0, logp), terms)
     return weight.to(terms) * terms + process.prior_kl(x0).to(terms)
+
+
+def log_full_of(process: Process, x0: Tensor, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """log p(x0 | all of z), what cross-entropy teaches, from ``logp`` in the process's convention; (B, L)."""
+    if isinstance(process, Categorical):
+        return process.log_full_of(x0, logp, z, t)
+    return log_prob_of(x0, process.to_full(logp, z, t))
 
 
 def condition(batch: Batch) -> Condition | None:

@@ -2,9 +2,8 @@
 
 from torch import Tensor
 
-from redraft.objectives.base import Batch, Loss, corrupt, evaluate
+from redraft.objectives.base import Batch, Loss, corrupt, evaluate, log_full_of
 from redraft.processes import Denoiser, Process
-from redraft.processes.base import log_prob_of
 from redraft.randomness import Generators
 
 AUXILIARY = 0.01
@@ -51,7 +50,7 @@ def with_cross_entropy(
         nelbo = process.nelbo(logp, x0, z, t)
         if not auxiliary:
             return (nelbo,)
-        return nelbo, -log_prob_of(x0, process.to_full(logp, z, t))
+        return nelbo, -log_full_of(process, x0, logp, z, t)
 
     z, t, weight = corrupt(process, batch["ids"], u, generator)
     nelbo, *rest = evaluate(denoiser, process, batch, z, t, terms)

@@ -2,7 +2,16 @@
 
 from torch import Tensor
 
-from redraft.objectives.base import Batch, Loss, bound, condition, corrupt, log_probs, masked_cross_entropy
+from redraft.objectives.base import (
+    Batch,
+    Loss,
+    bound,
+    condition,
+    corrupt,
+    log_full_of,
+    log_probs,
+    masked_cross_entropy,
+)
 from redraft.processes import Denoiser, Process, absorbing
 from redraft.processes.base import log_prob_of
 from redraft.randomness import Generators
@@ -30,7 +39,7 @@ def cross_entropy(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor,
         value = masked_cross_entropy(denoiser, batch, z, t, z == process.mask_id)
         return Loss(value, value.detach() * weight * process.mask_weight(t))
     logp = log_probs(denoiser, process, batch, z, t)
-    value = -log_prob_of(batch["ids"], process.to_full(logp, z, t))
+    value = -log_full_of(process, batch["ids"], logp, z, t)
     return Loss(value, bound(process, logp.detach(), batch["ids"], z, t, weight))
 
 

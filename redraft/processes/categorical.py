@@ -340,6 +340,19 @@ class Categorical:
         logp = logp[..., : self.K]
         return torch.log_softmax(logp + self._log_own(logp, z, t), -1)
 
+    def log_full_of(self, x0: Tensor, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """``to_full`` at x0 alone, (B, L), without a tensor over the vocabulary:
+
+        log p(x0 | all of z) = log p(x0 | z without i) + log q_t(z_i | x0) - log marginal(p, t)(z_i)
+        """
+        if self.absorbing:
+            return log_prob_of(x0, logp)
+        left = torch.log1p(-self._on_mask(logp).exp()) if logp.shape[-1] > self.K else 0.0  # what is not on [MASK]
+        at, own = self.coefficients(t), log_prob_of(x0, logp) - left
+        seen = at.token + at.alpha * torch.exp(log_prob_of(z.clamp_max(self.K - 1), logp) - left)
+        ratio = torch.log((at.token + at.alpha * (z == x0)) / seen)
+        return (own + (ratio if self.mask_id is None else torch.where(z == self.mask_id, 0.0, ratio))).to(logp)
+
     def to_cavity(self, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """Full to cavity posterior: the inverse of ``to_full``; the identity wherever z is [MASK].
 

@@ -335,6 +335,22 @@ def test_t2b_cavity_times_likelihood_is_full(process, time):
     torch.testing.assert_close(round_trip.exp(), cavity.exp(), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("time", [0.05, 0.4, 0.9])
+def test_the_full_posterior_at_one_token_is_that_of_all(process, time):
+    """``log_full_of`` needs no tensor over the vocabulary, and is ``to_full`` at x0; with mass on [MASK] too."""
+    states = sequences(process.V, 1)
+    x0 = torch.tensor(clean(process))
+    x0, z = (grid.reshape(-1, 1) for grid in torch.meshgrid(x0, states[:, 0], indexing="ij"))
+    t = torch.full((len(z),), time, dtype=torch.float64)
+    for columns in {process.K, process.V}:
+        logits = torch.randn(len(z), 1, columns, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        if process.mask_id is not None and process.mask_id < process.K:
+            logits[..., process.mask_id] = -torch.inf
+        logp = logits.log_softmax(-1)
+        expected = process.to_full(logp, z, t).gather(-1, x0[..., None])[..., 0]
+        torch.testing.assert_close(process.log_full_of(x0, logp, z, t), expected, rtol=0, atol=1e-12)
+
+
 def test_the_oracle_on_one_position_is_bayes(process):
     """The oracle itself: with L = 1 the cavity is the prior and the full posterior is Bayes' rule."""
     law = torch.arange(1, process.K + 1, dtype=torch.float64)
