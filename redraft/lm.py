@@ -166,6 +166,8 @@ class LM:
         if num < 1:
             raise ValueError(f"num={num}: draw at least one row")
         seeds = [derive(seed, i) for i in range(num)] if seeds is None else seeds
+        if not seeds:
+            raise ValueError("seeds=[]: pass one for each text to draw")
         common = cast(_Common, options)  # what is left are those
         at_once = max(1, _POSITIONS_AT_ONCE // width)
         parts = [

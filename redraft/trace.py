@@ -56,7 +56,7 @@ class Trace:
         self._joint = _joint(lm.tokenizer)
         self._block = "░" if lm.tokenizer.kind in ("bytes", "chars") else "░░░"
         self._given: list[bool] = []
-        self._steps = 0
+        self._steps, self._over = 0, False
         self._console = console
         self._live = Live(console=console, auto_refresh=False) if console and console.is_terminal else None
 
@@ -70,7 +70,9 @@ class Trace:
             self._live.stop()
 
     def __call__(self, step: "Step") -> None:
-        if step.index < self._steps:  # many rows come in several parts; the first row was in the first
+        # many rows come in several parts, the first row in the first; long texts in windows, of which one is shown
+        self._over = self._over or step.index < self._steps
+        if self._over:
             return
         self._steps = step.index + 1
         self._given = step.frozen[0].tolist()

@@ -22,6 +22,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE, ARCHITECTURE = "redraft", "RedraftForMaskedLM"
 PREFIX = "model."
 """The wrapper for ``transformers`` holds the transformer under this name, so stored keys begin with it."""
+_PRECISIONS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -95,6 +96,8 @@ def put_weights(model: torch.nn.Module, folder: Path, stored_as: Callable[[str],
     tensors = _read_weights(folder / WEIGHTS)
     expected = {stored_as(name): (name, value.shape) for name, value in model.state_dict().items()}
     _compare(folder / WEIGHTS, {key: shape for key, (_, shape) in expected.items()}, tensors)
+    path, names = folder / WEIGHTS, [stored_as(name) for name, _ in model.named_parameters()]
+    _check_precision(path, {name: tensors[name] for name in names})
     model.load_state_dict({expected[key][0]: value for key, value in tensors.items()}, strict=True, assign=True)
 
 
@@ -149,3 +152,14 @@ def _compare(path: Path, expected: Mapping[str, torch.Size], found: Mapping[str,
     for name, shape in expected.items():
         if found[name].shape != shape:
             raise ValueError(f"{path}: {name} has shape {tuple(found[name].shape)}, the config says {tuple(shape)}")
+
+
+def _check_precision(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse quantised weights, and weights of several precisions, which cannot meet in one product."""
+    first: tuple[str, torch.dtype] | None = None
+    for name, value in weights.items():
+        if value.dtype not in _PRECISIONS:
+            raise ValueError(f"{path}: {name} is {value.dtype}; convert it to a floating precision of 16 bits or more")
+        first = first or (name, value.dtype)
+        if value.dtype != first[1]:
+            raise ValueError(f"{path}: {name} is {value.dtype}, {first[0]} {first[1]}; convert them to one precision")

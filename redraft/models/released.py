@@ -180,6 +180,8 @@ def _masked(fields: Fields) -> Categorical:
     """The last id is [MASK], appended to the vocabulary, unless config.json says where it lies."""
     V = fields("vocab_size", int)
     mask_id = fields("mask_token_id", int, V - 1)
+    if mask_id >= V:
+        raise ValueError(f"{fields.path}: field 'mask_token_id' is {mask_id}, expected an id below vocab_size {V}")
     return processes.masked(V - 1 if mask_id == V - 1 else V, mask_id=mask_id)
 
 

@@ -1,5 +1,6 @@
 """What a sampler is: its signature, what it is told of the rows it draws, and how a misfit is refused."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeGuard, TypeVar
@@ -57,8 +58,8 @@ def tempered(logp: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     ``top_p`` below 1 then keeps the likeliest tokens up to and with the one that crosses that mass (Holtzman et al.
     2020, as transformers, RADD and Duo cut; ReMDM and BD3-LM drop the crossing one).
     """
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature}: pass 0 (greedy) or more")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: pass 0 (greedy) or a number above it")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p}: pass a share above 0, 1 for all tokens")
     if temperature == 0:
@@ -70,6 +71,20 @@ def tempered(logp: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     ranked = torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0)
     p = torch.zeros_like(p).scatter(-1, order, ranked)
     return p / p.sum(-1, keepdim=True)
+
+
+def clean(logp: Tensor, process: Process) -> Tensor:
+    """log p over the clean tokens, (..., K): a text is made of those, whatever mass a ``plain`` head leaves on [MASK].
+
+    A mask among the K ids keeps its column, without mass.
+    """
+    if logp.shape[-1] != process.K:
+        return torch.log_softmax(logp[..., : process.K], dim=-1)
+    inside = process.mask_id is not None and process.mask_id < process.K
+    if not inside or bool(torch.isneginf(logp[..., process.mask_id]).all()):
+        return logp
+    mask = torch.tensor(process.mask_id, device=logp.device)
+    return torch.log_softmax(logp.index_fill(-1, mask, -torch.inf), dim=-1)
 
 
 class Tokens(Process, Protocol):

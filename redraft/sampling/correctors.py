@@ -11,7 +11,7 @@ from redraft.processes import Denoiser, Process, absorbing
 from redraft.processes.base import device_of, log_prob_of, to_convention
 from redraft.processes.per_token import PerToken
 from redraft.randomness import categorical, derive, generator
-from redraft.sampling.contract import Draw, Query, Tokens, misfit, over_tokens, revising, tempered
+from redraft.sampling.contract import Draw, Query, Tokens, clean, misfit, over_tokens, revising, tempered
 from redraft.sampling.kernels import ancestral
 
 
@@ -136,7 +136,8 @@ def lowest(score: Tensor, among: Tensor, k: int, tau: float, draw: Draw) -> Tens
     """
     left, chosen = among, torch.zeros_like(among)
     for _ in range(min(k, score.shape[1])):
-        weights = tempered((-score.double()).masked_fill(~left, -1e300), tau)
+        # finite: a token that the model rules out goes first, and is no infinity to subtract from another
+        weights = tempered((-score.double()).clamp(-1e99, 1e99).masked_fill(~left, -1e100), tau)
         pick = torch.nn.functional.one_hot(categorical(weights[:, None], draw.generator)[:, 0], score.shape[1]).bool()
         chosen, left = chosen | (pick & left), left & ~pick
     return chosen
@@ -187,7 +188,7 @@ def self_correct(
     z, best, record = tokens, tokens, torch.full_like(t, -1.0)
     waited, nfe = torch.zeros_like(t), 0
     while bool((waited < patience).any()):
-        logp, nfe = to_convention(denoiser, process, denoiser(z, t, cond), z, t), nfe + 1
+        logp, nfe = to_convention(denoiser, process, clean(denoiser(z, t, cond), process), z, t), nfe + 1
         accuracy = (logp.argmax(-1) == z).double().mean(1)
         better = (accuracy > record) & (waited < patience)
         best, record = torch.where(better[:, None], z, best), torch.where(better, accuracy, record)

@@ -135,6 +135,7 @@ def confidence(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tenso
 
     Errors: ``ValueError`` for a process other than masked.
     """
+    _unmasks(process)
     logp = denoiser(z, t)
     drawn = draw.tokens(logp)
     return reveal(process, z, s, drawn, log_prob_of(drawn, logp), draw.frozen)
@@ -145,6 +146,7 @@ def left_to_right(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Te
 
     Errors: ``ValueError`` for a process other than masked.
     """
+    _unmasks(process)
     drawn = draw.tokens(denoiser(z, t))
     order = -torch.arange(z.shape[1], device=z.device).expand(z.shape[:2])
     return reveal(process, z, s, drawn, order, draw.frozen)
@@ -152,10 +154,7 @@ def left_to_right(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Te
 
 def reveal(process: Process, z: Tensor, s: Tensor, drawn: Tensor, score: Tensor, frozen: Tensor) -> Tensor:
     """Write ``drawn`` at the masked positions of highest ``score``, down to the schedule's count of masks at s."""
-    if not absorbing(process):
-        raise ValueError(
-            f"this sampler unmasks tokens and a {process.name} process has no fixed masks: use 'ancestral'"
-        )
+    process = _unmasks(process)
     masked = z == process.mask_id
     remaining = ((1 - process.schedule(s)[0]) * (~frozen).sum(1)).round().long()
     count = (masked.sum(1) - remaining).clamp_min(0)
@@ -163,3 +162,11 @@ def reveal(process: Process, z: Tensor, s: Tensor, drawn: Tensor, score: Tensor,
     order = score.masked_fill(~masked, -torch.inf if score.is_floating_point() else -z.shape[1] - 1)
     rank = order.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
     return torch.where(masked & (rank < count[:, None]), drawn, z)
+
+
+def _unmasks(process: Process) -> Categorical:
+    if not absorbing(process):
+        raise ValueError(
+            f"this sampler unmasks tokens and a {process.name} process has no fixed masks: use 'ancestral'"
+        )
+    return process

@@ -13,6 +13,7 @@ from redraft.processes.base import device_of, to_convention
 from redraft.randomness import Device, Generators, derive, generator
 from redraft.sampling import samplers
 from redraft.sampling.blocks import by_blocks
+from redraft.sampling.contract import clean
 from redraft.sampling.samplers import Draw, Sampler, ancestral, left_to_right, revises
 
 DEFAULT_STEPS = 128
@@ -84,11 +85,11 @@ class _Query:
             stale = torch.ones_like(stale)
         self._count(self.denoiser, int(stale.sum()) * z.shape[1])
         if bool(stale.all()):
-            logp = _clean(self.denoiser(z, t, self.cond), self.process)
+            logp = clean(self.denoiser(z, t, self.cond), self.process)
         else:
             assert self.last is not None
             logp = self.last[1].clone()
-            logp[stale] = _clean(self.denoiser(z[stale], t[stale], self.cond), self.process)
+            logp[stale] = clean(self.denoiser(z[stale], t[stale], self.cond), self.process)
         if self.process.vectors:
             self.guess = logp.argmax(-1)
         elif absorbing(self.process) and not self.denoiser.facts.time_conditioned:
@@ -100,7 +101,7 @@ class _Query:
 
         def ask(z: Tensor, t: Tensor) -> Tensor:
             self._count(denoiser, z.shape[0] * z.shape[1])
-            return to_convention(denoiser, self.process, _clean(denoiser(z, t, cond), self.process), z, t)
+            return to_convention(denoiser, self.process, clean(denoiser(z, t, cond), self.process), z, t)
 
         return ask
 
@@ -167,8 +168,10 @@ def sample(
     z = process.prior((rows, given.shape[1]), generators, device)
     z = _put_back(process, z, given, frozen, 1.0, generators)
     draw = Draw(frozen, generators, temperature, top_p)
-    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
-    for index, (t, s) in enumerate(pairwise(times)):
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    if denoiser.facts.attention == "causal" and absorbing(process):  # whatever the schedule, a token a step
+        times = process.schedule.inverse(1 - times)
+    for index, (t, s) in enumerate(pairwise(times.tolist())):
         if _finished(process, z) and not revises(step_function):
             break
         t_rows, s_rows = (torch.full((rows,), value, dtype=torch.float64, device=device) for value in (t, s))
@@ -254,11 +257,6 @@ def _put_back(process: Process, z: Tensor, given: Tensor, frozen: Tensor, s: flo
     # drawn for rows without given tokens too: a row's draws must not depend on the rows beside it
     at = torch.full((len(z),), s, dtype=torch.float64, device=z.device)
     return torch.where(frozen[..., None], process.corrupt(given, at, generators).to(z), z)
-
-
-def _clean(logp: Tensor, process: Process) -> Tensor:
-    """log p over the K clean tokens: a text is made of those, whatever mass a ``plain`` head leaves on [MASK]."""
-    return logp if logp.shape[-1] == process.K else torch.log_softmax(logp[..., : process.K], dim=-1)
 
 
 def _finished(process: Process, z: Tensor) -> bool:

@@ -199,7 +199,7 @@ def _child(connection: Connection, measure: Measure, cell: Cell, folder: Path, l
 def _receive(cell: Cell, connection: Connection, process: BaseProcess) -> Record:
     try:
         outcome: dict[str, Any] = connection.recv()
-    except EOFError:
+    except (EOFError, OSError):  # before it told anything, or in the middle of it
         process.join()
         outcome = {"failed": f"its process died with exit code {process.exitcode} (-9: killed, often for memory)"}
     connection.close()

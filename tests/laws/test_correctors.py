@@ -235,3 +235,24 @@ def test_self_correct_refuses_what_it_cannot_do():
         self_correct(uniform, ExactDenoiser(uniform), tokens, frozen=torch.zeros(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="patience=0"):
         self_correct(uniform, ExactDenoiser(uniform), tokens, patience=0)
+
+
+def test_self_correct_writes_no_mask():
+    """A plain head leaves mass on [MASK], which hybrid D3PM noise knows: it is no candidate."""
+
+    class Plain:
+        facts = processes.Facts(mask_id=3)
+
+        def __call__(self, z, t, cond=None):
+            return torch.tensor([0.0, 1.0, 0.0, 9.0]).log_softmax(-1).expand(*z.shape, 4)
+
+    tokens, _ = self_correct(processes.d3pm(3, "hybrid", 10), Plain(), torch.zeros(2, 4, dtype=torch.long), patience=8)
+    assert tokens.tolist() == [[1] * 4] * 2
+
+
+def test_a_token_that_is_ruled_out_is_chosen_first():
+    score = torch.tensor([[-1.0, -torch.inf, -2.0, -torch.inf]])
+    among = torch.tensor([[True, True, True, False]])
+    draw = Draw(~among, torch.Generator().manual_seed(0))
+    for tau in (0.0, 1e-3, 1.0):
+        assert lowest(score, among, 1, tau, draw).tolist() == [[False, True, False, False]]

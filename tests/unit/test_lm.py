@@ -43,6 +43,8 @@ def test_length_is_what_is_written_after_the_prompt(lm):
     assert lm.generate("our", length=2, steps=2).tokens.shape == (1, 3)
     with pytest.raises(ValueError, match="do not fit the 6 positions"):
         lm.generate("our", length=6)
+    with pytest.raises(ValueError, match=r"seeds=\[\]"):
+        lm.generate("our", seeds=[])
     with pytest.raises(ValueError, match="0 to write"):
         lm.generate("we are our friend s s")
 

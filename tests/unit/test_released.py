@@ -54,6 +54,15 @@ def rewrite(path, change):
     save_file(tensors, path / "model.safetensors")
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e4m3fn, torch.bfloat16])
+def test_a_weight_of_another_precision_is_refused(dtype, tmp_path):
+    write(tmp_path, LAYOUTS["mdlm"])
+    key = "backbone.blocks.1.attn_qkv.weight"
+    rewrite(tmp_path, lambda tensors: tensors.update({key: tensors[key].to(dtype)}))
+    with pytest.raises(ValueError, match=f"{key} is {dtype}.* convert"):
+        runs.load(tmp_path)
+
+
 @layouts
 def test_keys_are_matched_strictly(name, tmp_path):
     layout = LAYOUTS[name]
@@ -100,6 +109,7 @@ def test_every_field_is_checked(name, tmp_path):
         ("mdlm", {"n_blocks": 0}, "'n_blocks' is 0, expected at least 1"),
         ("mdlm", {"n_heads": 5}, "width 16 in 5 heads"),
         ("mdlm", {"time_conditioning": 1}, "'time_conditioning' is 1, expected bool"),
+        ("mdlm", {"mask_token_id": 14}, "'mask_token_id' is 14, expected an id below vocab_size 14"),
         ("mdlm", {"model_type": "llama"}, "'llama' is not supported; known are 'redraft' and .* mdlm, bd3lm, udlm"),
         ("bd3lm", {"block_size": 4}, "block_size 4 does not divide model_length 6"),
         ("udlm", {"cfg": True}, "'cfg_num_classes' is -1"),

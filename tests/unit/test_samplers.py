@@ -182,3 +182,60 @@ def test_rows_of_a_draw():
     assert part.frozen.tolist() == [[True], [False]]
     assert part.generator == [generators[2], generators[1]]
     assert samplers.Draw(frozen, None).rows(torch.tensor([0])).generator is None
+
+
+LEAKING = ["ancestral", "first_hitting", "confidence", "psi", "remdm", "gibbs", "informed", "left_to_right"]
+
+
+@pytest.mark.parametrize("sampler", LEAKING)
+def test_a_mask_inside_the_vocabulary_is_never_written(sampler):
+    """A plain head leaves mass on [MASK], here a token's id: texts are made of the others all the same."""
+
+    class Plain:
+        facts = processes.Facts(mask_id=1)
+
+        def __call__(self, z, t, cond=None):
+            return torch.tensor([0.0, 5.0, 0.0, 0.0]).log_softmax(-1).expand(*z.shape, 4)
+
+    made = sampling.sample(processes.masked(4, mask_id=1), Plain(), length=8, num=4, steps=4, sampler=sampler)
+    assert not bool((made.tokens == 1).any())
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_named(temperature):
+    with pytest.raises(ValueError, match=f"temperature={temperature}"):
+        draw("masked", "ancestral", temperature=temperature)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "polynomial", "geometric"])
+def test_an_autoregressive_denoiser_writes_one_token_a_step_on_any_schedule(schedule):
+    process = processes.masked(3, schedule)
+
+    class Successor:
+        """The token after z_{i-1}, which a masked one would not tell."""
+
+        facts = processes.Facts(mask_id=3, attention="causal")
+
+        def __call__(self, z, t, cond=None):
+            before = torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], 1)
+            following = torch.where(before == 3, 0, (before + 1) % 3)
+            return torch.nn.functional.one_hot(following, 3).double().log()
+
+    left: list[int] = []
+    made = sampling.sample(process, Successor(), length=7, callback=lambda step: left.append(int((step.z == 3).sum())))
+    assert left == [6, 5, 4, 3, 2, 1, 0]
+    assert made.tokens.tolist() == [[1, 2, 0, 1, 2, 0, 1]]
+
+
+@pytest.mark.parametrize("sampler", ["confidence", "left_to_right"])
+def test_a_misfit_is_named_before_the_denoiser_is_asked(sampler):
+    """At t = 1 a hybrid denoiser of the full posterior says nothing of given tokens, which is no number to draw by."""
+
+    class Full:
+        facts = processes.Facts(mask_id=3, posterior="full")
+
+        def __call__(self, z, t, cond=None):
+            return torch.zeros(*z.shape, 3).log_softmax(-1)
+
+    with pytest.raises(ValueError, match="no fixed masks"):
+        sampling.sample(processes.hybrid(3), Full(), prompt=[0, 1], length=4, steps=2, sampler=sampler)

@@ -13,7 +13,7 @@ from redraft.data import toy
 from redraft.evaluation.judge import NGram
 from redraft.processes import Facts
 from redraft.recipes.lineage import LINEAGE
-from redraft.studies import findings, hybrid, lineage, lineage_claims, repair
+from redraft.studies import findings, hybrid, lineage, lineage_claims, repair, runner
 from redraft.studies.findings import Conclusion, Estimate, Finding, Plot, Table
 from redraft.studies.report import write_report
 from redraft.studies.runner import Budget, Cell, Record, run_cells
@@ -344,3 +344,17 @@ def test_the_report_says_it_all(tmp_path):
     assert [one["failed"] for one in kept["records"]] == [None, "ValueError: b | a"]
     assert (tmp_path / "one.svg").read_text("utf-8").startswith("<?xml")
     assert (tmp_path / "one.png").stat().st_size > 1000
+
+
+def test_a_cell_killed_while_it_tells_is_a_failure():
+    """Half a message is none: the record says that the process died, and the study goes on."""
+    import os
+    from multiprocessing import Pipe
+    from types import SimpleNamespace
+
+    ours, theirs = Pipe(duplex=False)
+    os.write(theirs.fileno(), b"\x00\x00\x00\x40half")  # 64 bytes are announced
+    theirs.close()
+    process = SimpleNamespace(join=lambda: None, exitcode=-9)
+    record = runner._receive(Cell("one", 0, {}), ours, process)
+    assert "exit code -9" in str(record.failed)

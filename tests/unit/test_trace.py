@@ -39,6 +39,7 @@ def test_masks_are_written_kept_and_rewritten():
     trace(step(1, 4, [0, 2, 3, MASK], [1, 1, 1, 1], given=[0]))
     trace(step(2, 4, [0, 5, 3, 4], [1, 1, 1, 1], given=[0]))
     trace(step(0, 4, [2, 2, 2, 2], given=[0]))  # the next part of many rows: its first row is not the first
+    trace(step(3, 4, [2, 2, 2, 2], given=[0]))  # and takes longer, for the first had no masks left
     assert marks(trace) == [
         ["given", "mask", "written", "mask"],
         ["given", "written", "kept", "mask"],
