@@ -43,7 +43,7 @@ from redraft.objectives.uniform import duo, udlm
 from redraft.processes import Facts, Process, absorbing
 
 OBJECTIVES: dict[str, Spec] = {
-    "nelbo": Spec(nelbo, is_bound=True, attention=("full",)),
+    "nelbo": Spec(nelbo, is_bound=True),
     "cross_entropy": Spec(cross_entropy, is_bound=False),
     "udlm": Spec(udlm, is_bound=True, processes=("uniform",)),
     "duo": Spec(duo, is_bound=False, processes=("uniform",), time="continuous"),

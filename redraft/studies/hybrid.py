@@ -1,7 +1,6 @@
 """Study ``hybrid``: uniform noise with [MASK] beside it, from all mask to all uniform, on a language known exactly."""
 
 import math
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,16 +10,16 @@ from typing import Any
 import torch
 
 from redraft import recipes
-from redraft.data import load_data, toy
-from redraft.evaluation import likelihood, variety
+from redraft.data import toy
+from redraft.evaluation import variety
 from redraft.lm import LM
 from redraft.processes import Categorical, Process
 from redraft.recipes import Config, EvalConfig
-from redraft.runs import train
 from redraft.studies import repair
 from redraft.studies.findings import share
 from redraft.studies.hybrid_claims import CLAIMS, conclude
 from redraft.studies.runner import Budget, Cell, Study
+from redraft.studies.training import trained
 
 SHARES = ("0", "0.05", "0.1", "0.2", "0.4", "0.7", "1")
 """The uniform share at its peak (GIDD's p_u); 0 is masked noise and 1 uniform noise."""
@@ -47,22 +46,10 @@ def options(name: str, budget: Budget) -> dict[str, Any]:
 
 def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     """Train, and measure the bound, samples against the law, and repair."""
-    chosen = recipes.override(recipes.from_dict(cell.options["config"]), {"train.seed": cell.seed})
-    started = time.process_time()
-    run = train(chosen, out=folder / "run")
-    seconds = time.process_time() - started
-    if run.stopped:
-        raise RuntimeError(f"a signal stopped the training at step {run.step}")
-    lm = run.lm
-    law = load_data(chosen.data, lm.tokenizer).held_out
-    assert law is not None
-    found = likelihood(lm.denoiser, lm.process, law, draws=cell.options["draws"], seed=cell.seed)
+    _, lm, figures = trained(cell, folder)
     return {
-        "likelihood": found.to_dict(),
-        "excess": found.nats_per_token - toy.ENTROPY,
-        "train_cpu_seconds": round(seconds, 1),
-        "parameters": sum(weights.numel() for weights in lm.denoiser.parameters()),
-        "tokens": chosen.train.steps * chosen.train.batch * chosen.data.length,
+        **figures,
+        "excess": figures["likelihood"]["nats_per_token"] - toy.ENTROPY,
         "mask_share_grows": mask_share_grows(lm.process),
         "samples": [quality(lm, steps, cell) for steps in cell.options["nfe"]],
         "repair": repair.measure(lm.process, lm.denoiser, cell.seed, most=cell.options["samples"]),

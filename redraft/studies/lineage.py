@@ -1,25 +1,24 @@
 """Study ``lineage``: every method of the lineage on one text, network, budget and seed, against the field's claims."""
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from redraft import recipes
-from redraft.data import load_data, read_documents, split_held_out
-from redraft.evaluation import likelihood, variety
+from redraft.data import read_documents, split_held_out
+from redraft.evaluation import variety
 from redraft.evaluation.judge import NGram
 from redraft.lm import LM
 from redraft.recipes import Config, DataConfig, EvalConfig, TrainConfig
 from redraft.recipes.lineage import LINEAGE
-from redraft.runs import train
 from redraft.sampling.correctors import self_correct
 from redraft.studies.findings import mean_of
 from redraft.studies.lineage_claims import CLAIMS, COLLAPSE, conclude
 from redraft.studies.repair import swaps
 from redraft.studies.runner import Budget, Cell, Study
+from redraft.studies.training import trained
 
 NFE = (8, 32, 128)
 """Denoiser calls asked for; the autoregressive baseline takes one a token."""
@@ -58,28 +57,17 @@ def options(name: str, budget: Budget) -> dict[str, Any]:
 
 def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     """Train, measure the bound, and judge samples at each number of denoiser calls."""
-    preset = recipes.override(recipes.from_dict(cell.options["config"]), {"train.seed": cell.seed})
-    started = time.process_time()
-    run = train(preset, out=folder / "run")
-    seconds = time.process_time() - started
-    if run.stopped:
-        raise RuntimeError(f"a signal stopped the training at step {run.step}")
-    lm = run.lm
-    corpus = load_data(preset.data, lm.tokenizer)
-    assert corpus.held_out is not None
-    found = likelihood(lm.denoiser, lm.process, corpus.held_out, draws=cell.options["draws"], seed=cell.seed)
-    if not math.isfinite(found.nats_per_token + found.nats_per_token_error):
-        raise ValueError(f"its bound on the held-out text is {found.nats_per_token} nats per token")
+    preset, lm, figures = trained(cell, folder)
+    nats, error = (figures["likelihood"][name] for name in ("nats_per_token", "nats_per_token_error"))
+    if not math.isfinite(nats + error):
+        raise ValueError(f"its bound on the held-out text is {nats} nats per token")
     training_text, held_out = split_held_out(read_documents(preset.data.source), preset.data.held_out)
     judge = NGram(training_text)
     return {
-        "likelihood": found.to_dict(),
+        **figures,
         "process": preset.process.name if preset.process.name != "d3pm" else f"d3pm {preset.process.matrix}",
         "objective": preset.objective,
         "attention": preset.model.attention,
-        "train_cpu_seconds": round(seconds, 1),
-        "parameters": sum(weights.numel() for weights in lm.denoiser.parameters()),
-        "tokens": preset.train.steps * preset.train.batch * preset.data.length,
         "judge": judge.name,
         "judge_held_out": judge.bits_per_char("\n".join(held_out)),
         "human": human(judge, held_out, cell.options["samples"]),
