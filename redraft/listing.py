@@ -31,11 +31,16 @@ def _processes() -> list[Entry]:
 
 
 def _schedules() -> list[Entry]:
-    from redraft import schedules
+    from redraft.schedules import alpha
 
     # a schedule's formula is documented where it is computed, under its own name
-    named = [(name, vars(schedules)[f"_{name}"]) for name in schedules.NAMES]
-    return _described([*named, ("linear_gamma", schedules.GammaSchedule)])
+    return _described((name, vars(alpha)[f"_{name}"]) for name in alpha.NAMES)
+
+
+def _gammas() -> list[Entry]:
+    from redraft.schedules import GAMMAS
+
+    return _described(GAMMAS.items())
 
 
 def _objectives() -> list[Entry]:
@@ -123,6 +128,7 @@ KINDS: dict[str, Callable[[], list[Entry]]] = {
     "recipes": _recipes,
     "processes": _processes,
     "schedules": _schedules,
+    "gammas": _gammas,
     "objectives": _objectives,
     "samplers": _samplers,
     "families": _families,

@@ -35,7 +35,10 @@ READ = {
     "masked": ("schedule", "steps"),
     "uniform": ("schedule", "steps"),
     "hybrid": ("schedule", "steps", "uniform_share"),
-    "gaussian": ("schedule", "kind", "dim", "gamma_min", "gamma_max"),
+    "gaussian": (
+        *("schedule", "kind", "dim", "gamma_min", "gamma_max"),
+        *("codebook", "learn_codebook", "normalise"),
+    ),
     "d3pm": ("schedule", "steps", "matrix"),
     "spindle": ("strength",),
     "learned": (),
@@ -165,7 +168,7 @@ def build(config: Config, tokenizer: Tokenizer, rows: Packed | None = None) -> t
 
     Errors: ``ValueError`` for parts that do not fit one another.
     """
-    facts, tensor = _process(config, tokenizer, rows)
+    facts, tensors = _process(config, tokenizer, rows)
     shape = TransformerConfig(
         process=facts,
         depth=config.model.depth,
@@ -173,12 +176,14 @@ def build(config: Config, tokenizer: Tokenizer, rows: Packed | None = None) -> t
         attention=config.model.attention,
         block=config.model.block,
         head=config.model.head,
+        reads=config.model.reads,
+        self_conditioned=config.model.self_conditioned,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.train.seed, _WEIGHTS))
-        model = Transformer(shape, tensor)
+        model = Transformer(shape, tensors)
     if config.model.init is not None:
         _start_from(model, config.model.init)
     process = model.process  # the model's own, so that what is learned of it is learned in the model
@@ -186,8 +191,12 @@ def build(config: Config, tokenizer: Tokenizer, rows: Packed | None = None) -> t
     return process, model
 
 
-def _process(config: Config, tokenizer: Tokenizer, rows: Packed | None) -> tuple[dict[str, Any], Tensor | None]:
-    """The process's facts, and the tensor it keeps among the model's weights."""
+Tensors = dict[str, Tensor]
+"""What a process keeps among the model's weights, by name."""
+
+
+def _process(config: Config, tokenizer: Tokenizer, rows: Packed | None) -> tuple[dict[str, Any], Tensors]:
+    """The process's facts, and the tensors it keeps among the model's weights."""
     noise, K, mask_id = config.process, tokenizer.K, tokenizer.mask_id
     for field in fields(noise):
         value = getattr(noise, field.name)
@@ -195,38 +204,49 @@ def _process(config: Config, tokenizer: Tokenizer, rows: Packed | None) -> tuple
             raise ValueError(
                 f"process.{field.name}={value!r} with a {noise.name} process, which does not read it: leave it out"
             )
+    if (noise.name == "learned" or noise.learn_codebook) and config.train.parallel == "fsdp":
+        raise ValueError(
+            f"train.parallel='fsdp' with a {noise.name} process that is learned: its parameters are needed whole; "
+            "use ddp"
+        )
     schedule = noise.schedule or "linear"
     if noise.name == "gaussian":
-        codebook = unit_vectors(K, noise.dim, config.train.seed)
-        gamma = schedules.GammaSchedule(noise.schedule or "linear_gamma", noise.gamma_min, noise.gamma_max)
-        return processes.gaussian(codebook, noise.kind, gamma).to_dict(), codebook
+        return _gaussian(noise, tokenizer, config.train.seed)
     if noise.name == "d3pm":
         return _d3pm(noise, tokenizer)
     if noise.name == "spindle":
         scores = frequency_scores(_counts(K, rows))
-        return processes.spindle(scores, noise.strength, mask_id).to_dict(), scores
+        return processes.spindle(scores, noise.strength, mask_id).to_dict(), {"scores": scores}
     if noise.name == "learned":
-        if config.train.parallel == "fsdp":
-            raise ValueError("train.parallel='fsdp' with a learned process: its exponents are needed whole; use ddp")
         exponents = usual_exponents(K)
-        return processes.learned(exponents, mask_id).to_dict(), exponents
+        return processes.learned(exponents, mask_id).to_dict(), {"exponents": exponents}
     if noise.name == "uniform":
-        return processes.uniform(K, schedule, noise.steps).to_dict(), None
+        return processes.uniform(K, schedule, noise.steps).to_dict(), {}
     if noise.name == "hybrid":
-        return processes.hybrid(K, noise.uniform_share, schedule, mask_id, noise.steps).to_dict(), None
-    return processes.masked(K, schedule, mask_id, noise.steps).to_dict(), None
+        return processes.hybrid(K, noise.uniform_share, schedule, mask_id, noise.steps).to_dict(), {}
+    return processes.masked(K, schedule, mask_id, noise.steps).to_dict(), {}
 
 
-def _d3pm(noise: ProcessConfig, tokenizer: Tokenizer) -> tuple[dict[str, Any], Tensor | None]:
+def _gaussian(noise: ProcessConfig, tokenizer: Tokenizer, seed: int) -> tuple[dict[str, Any], Tensors]:
+    codebook = unit_vectors(tokenizer.K, noise.dim, seed)
+    ends = {"gamma_min": noise.gamma_min, "gamma_max": noise.gamma_max}
+    schedule = schedules.gamma({"name": noise.schedule or "linear_gamma", **ends})
+    process = processes.gaussian(
+        codebook, noise.kind, schedule, learned=noise.learn_codebook, normalise=noise.normalise
+    )
+    return process.to_dict(), {"codebook": codebook}
+
+
+def _d3pm(noise: ProcessConfig, tokenizer: Tokenizer) -> tuple[dict[str, Any], Tensors]:
     if noise.steps is None:
         raise ValueError("a d3pm process is a chain: set process.steps, its number of steps")
     K, kind, steps = tokenizer.K, noise.matrix, noise.steps
     if kind == "neighbour":
         graph = nearest(spelling(tokenizer.tokens(range(K))), NEIGHBOURS)
         schedule = noise.schedule or USUAL[kind]
-        return {"name": "d3pm", "K": K, "kind": kind, "steps": steps, "schedule": schedule}, graph
+        return {"name": "d3pm", "K": K, "kind": kind, "steps": steps, "schedule": schedule}, {"graph": graph}
     mask_id = tokenizer.mask_id if kind in ("absorbing", "hybrid") else None
-    return processes.d3pm(K, kind, steps, noise.schedule, mask_id=mask_id).to_dict(), None
+    return processes.d3pm(K, kind, steps, noise.schedule, mask_id=mask_id).to_dict(), {}
 
 
 def _counts(K: int, rows: Packed | None) -> Tensor:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redraft.errors import unknown
-from redraft.processes import Categorical, Process, absorbing
+from redraft.processes import Categorical, Gaussian, Process, absorbing
+from redraft.processes.gaussian import PREDICTIONS
 
 LOGISTIC_GAIN = 2.0
 """log-scale 0 of the ``logistic`` head is a scale of exp(-2) on [-1, 1]; our constant."""
@@ -134,13 +135,13 @@ def from_score(log_scores: Tensor, z: Tensor, t: Tensor, process: Categorical) -
 
 @dataclass(frozen=True)
 class Head:
-    """``head(logits, z, t, process) -> log p``; ``outputs(K, V)`` is how many numbers a position has.
+    """``head(logits, z, t, process) -> log p``; ``outputs`` is how many numbers a position has.
 
-    ``refuses`` says why a stored process does not go with it, or nothing.
+    ``outputs`` takes what is stored of the process, and V; ``refuses`` says why it does not go with it, or nothing.
     """
 
     function: Callable[[Tensor, Tensor, Tensor, Process], Tensor]
-    outputs: Callable[[int, int], int]
+    outputs: Callable[[Mapping[str, Any], int], int]
     refuses: Callable[[Mapping[str, Any]], str | None]
 
     def __call__(self, logits: Tensor, z: Tensor, t: Tensor, process: Process) -> Tensor:
@@ -170,11 +171,28 @@ def _logistic_refuses(process: Mapping[str, Any]) -> str | None:
     return "[MASK] stands among the ids it takes for an order; use head=subs" if inside else None
 
 
+def _vectors_refuse(process: Mapping[str, Any]) -> str | None:
+    return None if process["name"] == "gaussian" else "it predicts vectors, and there are none; leave head out"
+
+
+def _rounded(predicts: str) -> Head:
+    """D numbers that mean one of ``processes.gaussian.PREDICTIONS``; tokens are named by rounding."""
+
+    def function(values: Tensor, z: Tensor, t: Tensor, process: Process) -> Tensor:
+        assert isinstance(process, Gaussian)
+        return process.rounding(process.denoised(values, predicts, z, process.gamma(t)[0]))
+
+    return Head(function, lambda process, V: process["D"], _vectors_refuse)
+
+
+VECTORS = tuple(PREDICTIONS)
+"""Heads that predict clean vectors, in one parameterisation or another."""
 HEADS: dict[str, Head] = {
-    "subs": Head(subs, lambda K, V: K, _subs_refuses),
-    "plain": Head(plain, lambda K, V: V, _plain_refuses),
-    "score": Head(score, lambda K, V: V, _score_refuses),
-    "logistic": Head(logistic, lambda K, V: 2, _logistic_refuses),
+    "subs": Head(subs, lambda process, V: process["K"], _subs_refuses),
+    "plain": Head(plain, lambda process, V: V, _plain_refuses),
+    "score": Head(score, lambda process, V: V, _score_refuses),
+    "logistic": Head(logistic, lambda process, V: 2, _logistic_refuses),
+    **{name: _rounded(name) for name in VECTORS},
 }
 
 

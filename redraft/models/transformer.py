@@ -3,8 +3,9 @@
 Shapes: B batch, L length, K clean tokens, V input states, D codebook width, E model width.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from redraft import processes
 from redraft.models import contexts, heads
 from redraft.models.layers import HEAD, TIME_FEATURES, Block, Reading, mixed, norm, sinusoids, time_features, widths
+from redraft.models.vectors import Reads, VectorInput
 from redraft.processes import Facts, Gaussian, Process
 from redraft.processes.base import Attention, Condition, per_position
 
@@ -29,6 +31,8 @@ class TransformerConfig:
     attention: Attention = "full"
     block: int | None = None
     head: str | None = None
+    reads: Reads | None = None
+    self_conditioned: bool = False
     eos_id: int | None = None
     pad_id: int | None = None
 
@@ -39,12 +43,14 @@ class TransformerConfig:
 class Transformer(nn.Module):
     """The denoiser ``(z, t, cond) -> log p`` over clean tokens, (B, L, K).
 
-    z: (B, L) ids, or (B, L, D) vectors for a Gaussian process, of which each is read as the mixture of token embeddings
-    that q(z_i | token) suggests: that likelihood is all z_i says about its token, and knows t. cond: None or a
-    ``Condition``. ``where`` (B, L) bool asks for those positions only and returns (n, K), in row-major order.
+    z: (B, L) ids, or (B, L, D) vectors for a Gaussian process, which ``reads`` says how to read (``VectorInput``;
+    ``mixture`` unless given). cond: None or a ``Condition``. ``where`` (B, L) bool asks for those positions only and
+    returns (n, K), in row-major order. A model whose head predicts vectors (``heads.VECTORS``) answers
+    ``vectors=True`` with the clean vectors themselves, (B, L, D).
 
     t: (B,) or (B, L), told to the blocks only when ``time_conditioned``. The exact denoiser needs it for uniform and
-    hybrid noise; among masks it is free of t, and vectors are read knowing t already.
+    hybrid noise; among masks it is free of t, and a mixture is read knowing t already. Among vectors it is told as the
+    place of gamma(t) between the ends that the schedule starts with, so that a schedule may change.
 
     ``attention``: see ``Facts``. A causal model is the autoregressive baseline: it reads [MASK], z_1 .. z_{L-1}. A
     permuted one reads every token that is not [MASK], and [MASK] only at the position itself. ``head``: see ``heads``.
@@ -53,13 +59,12 @@ class Transformer(nn.Module):
     (``objectives.blocks``).
 
     Errors: ``ValueError`` for attention other than full with anything but a masked process, block attention without a
-    block or the reverse, a head that does not fit the process; when called, for ``labels``, of which it knows none.
+    block or the reverse, a head that does not fit the process, ``reads`` or ``self_conditioned`` among ids, vectors
+    read as they are by a model that is not told the time; when called, for ``labels``, of which it knows none.
     """
 
-    codebook: Tensor
-
-    def __init__(self, config: TransformerConfig, tensor: Tensor | None = None) -> None:
-        """``tensor`` is what the process keeps among the weights (``processes.tensor_of``), if it keeps one."""
+    def __init__(self, config: TransformerConfig, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """``tensors`` are those that the process keeps among the weights (``processes.tensors_of``); else zeros."""
         super().__init__()
         self.config = config
         sizes = widths(config.depth)
@@ -67,23 +72,27 @@ class Transformer(nn.Module):
         _check(config)
         self.is_gaussian = stored["name"] == "gaussian"
         self.time_conditioned = config.time_conditioned
-        self._kept = processes.tensor_of(stored)
+        self._kept = processes.tensors_of(stored)
         self._built: tuple[Any, Process] | None = None
-        if self._kept is not None:
-            tensor = torch.zeros(self._kept.shape) if tensor is None else tensor.detach().clone()
-            if self._kept.learned:
-                self.register_parameter(self._kept.name, nn.Parameter(tensor))
+        for kept in self._kept:
+            given = (tensors or {}).get(kept.name)
+            tensor = torch.zeros(kept.shape) if given is None else given.detach().clone()
+            if kept.learned:
+                self.register_parameter(kept.name, nn.Parameter(tensor))
             else:
-                self.register_buffer(self._kept.name, tensor)
+                self.register_buffer(kept.name, tensor)
         if config.attention == "block":
             self.register_buffer("noise_range", torch.tensor([0.0, 1.0]))
         states = max(stored["K"], stored.get("mask_id", 0) + 1)
         self.readout = heads.get(config.head, stored)
-        self.embed = nn.Embedding(states, sizes.width)
+        if self.is_gaussian:
+            self.reading = VectorInput(stored["D"], sizes.width, config.reads or "mixture", config.self_conditioned)
+        # vectors that are read as they are need no embeddings of tokens
+        self.embed = nn.Embedding(states, sizes.width) if config.reads != "vectors" else None
         if self.time_conditioned:
             self.time = nn.Sequential(nn.Linear(TIME_FEATURES, sizes.width), nn.SiLU())
         self.blocks = nn.ModuleList(Block(sizes, self.time_conditioned, layer) for layer in range(config.depth))
-        self.head = nn.Linear(sizes.width, self.readout.outputs(stored["K"], states), bias=False)
+        self.head = nn.Linear(sizes.width, self.readout.outputs(stored, states), bias=False)
         self.initialise()
 
     @classmethod
@@ -104,21 +113,23 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Block):
                 module.zero_branches()
+            elif isinstance(module, VectorInput):
+                module.zero_guess()
         nn.init.zeros_(self.head.weight)
 
     @property
     def process(self) -> Process:
-        """The process this model was built for, which reads the model's own codebook, scores, exponents or graph."""
-        tensor = None if self._kept is None else cast(Tensor, getattr(self, self._kept.name))
+        """The process this model was built for, which reads what it needs among the model's own tensors."""
+        tensors: dict[str, Tensor] = {kept.name: getattr(self, kept.name) for kept in self._kept}
         if self.config.process["name"] != "d3pm":
-            return processes.from_dict(self.config.process, tensor)
+            return processes.from_dict(self.config.process, tensors)
         if self._built is not None and torch.compiler.is_compiling():
             return self._built[1]
         # a chain's matrices are kept until the model moves, or is given another graph
         device = self.head.weight.device
-        state = (device, None if tensor is None or tensor.is_inference() else (id(tensor), tensor._version))
+        state = (device, [(id(one), one._version) for one in tensors.values() if not one.is_inference()])
         if self._built is None or self._built[0] != state:
-            self._built = state, processes.from_dict(self.config.process, tensor).to(device)
+            self._built = state, processes.from_dict(self.config.process, tensors).to(device)
         return self._built[1]
 
     @property
@@ -131,6 +142,8 @@ class Transformer(nn.Module):
             attention=self.config.attention,
             block=self.config.block,
             scores=self.config.head == "score",
+            vectors=self.config.head in heads.VECTORS,
+            self_conditioned=self.config.self_conditioned,
             mask_id=self.config.process.get("mask_id"),
             eos_id=self.config.eos_id,
             pad_id=self.config.pad_id,
@@ -145,20 +158,29 @@ class Transformer(nn.Module):
         cond: Condition | None = None,
         where: Tensor | None = None,
         scores: bool = False,
+        vectors: bool = False,
     ) -> Tensor:
         cond = cond or {}
-        if "labels" in cond:
-            raise ValueError("labels told to a model that was trained without any: leave them out")
-        bias = None
-        if self.is_gaussian:
-            process = self.process
-            assert isinstance(process, Gaussian)
-            bias = process.output_prior(z.to(self.codebook), t)
-        x = self._read(z, bias, cond)
+        self._refuse(cond, scores, vectors)
+        process = self.process if self.is_gaussian else None
+        gamma = evidence = None
+        if isinstance(process, Gaussian):
+            z = z.to(self.head.weight)
+            gamma = cond["gamma"] if "gamma" in cond else process.gamma(t)[0]
+            if self.config.reads != "vectors" or not self.facts.vectors:
+                evidence = process.evidence(z, gamma)
+            x = self.reading(
+                z, gamma, process, None if self.embed is None else self.embed.weight, evidence, cond.get("guess")
+            )
+            place = (gamma - process.schedule.gamma_min) / (process.schedule.gamma_max - process.schedule.gamma_min)
+        else:
+            x, place = self._read(z, cond), per_position(t)
+        # weights may be gathered in bfloat16 (FSDP); what blocks add to stays float32 either way
+        x = x.float() if torch.is_autocast_enabled(x.device.type) else x
         positions = cond.get("positions", torch.arange(z.shape[1], device=z.device))
         # rotary positions are relative only: without this, all positions of an all-mask canvas would look the same
         x = norm(x + torch.cat(sinusoids(positions, x.shape[-1] // 2), dim=-1).to(x))
-        code = self.time(time_features(per_position(t)).to(x)) if self.time_conditioned else None
+        code = self.time(time_features(place).to(x)) if self.time_conditioned else None
         cos, sin = (one.to(x) for one in sinusoids(positions, HEAD // 2))
         rotary = (cos, sin) if positions.ndim == 1 else (cos[:, None], sin[:, None])
         attention = self.config.attention
@@ -168,30 +190,41 @@ class Transformer(nn.Module):
             x = block(x, reading, code)
         if where is not None:  # the chosen positions as rows of length one
             x, z, t = x[where][:, None], z[where][:, None], per_position(t).expand(where.shape)[where]
-            bias = None if bias is None else bias[where][:, None]
+            gamma = None if gamma is None else gamma.expand(where.shape)[where][:, None]
+            evidence = None if evidence is None else evidence[where][:, None]
         logits = self.head(norm(x))
         # under bfloat16 autocast the sum over a large vocabulary must not be rounded
         logits = logits.float() if logits.dtype is torch.bfloat16 else logits
-        if scores and not self.facts.scores:
-            raise ValueError("scores=True asked of a model without them: set model.head=score, or use heads.to_score")
-        logits = logits if bias is None else logits + bias
-        out = (heads.scores if scores else self.readout)(logits, z, t, self.process)
+        if isinstance(process, Gaussian) and self.facts.vectors:
+            assert gamma is not None
+            assert self.config.head is not None
+            clean = process.denoised(logits, self.config.head, z, gamma)
+            out = clean if vectors else process.rounding(clean)
+        else:
+            logits = logits if evidence is None else logits + evidence
+            out = (heads.scores if scores else self.readout)(logits, z, t, process or self.process)
         return out if where is None else out[:, 0]
 
-    def _read(self, z: Tensor, bias: Tensor | None, cond: Condition) -> Tensor:
-        """Embeddings, (B, L, E): of ids, of the mixtures told in their place, or of what vectors suggest."""
-        table = self.embed.weight
+    def _refuse(self, cond: Condition, scores: bool, vectors: bool) -> None:
+        """Errors: ``ValueError`` for what this model cannot be told or asked."""
+        if "labels" in cond:
+            raise ValueError("labels told to a model that was trained without any: leave them out")
+        if scores and not self.facts.scores:
+            raise ValueError("scores=True asked of a model without them: set model.head=score, or use heads.to_score")
+        if vectors and not self.facts.vectors:
+            raise ValueError(
+                f"vectors=True asked of a model that names tokens: set model.head to one of {heads.VECTORS}"
+            )
+
+    def _read(self, z: Tensor, cond: Condition) -> Tensor:
+        """Embeddings of ids, or of the mixtures told in their place, (B, L, E)."""
+        assert self.embed is not None
         if "mixture" in cond:
-            x = mixed(table, cond["mixture"])
-        elif bias is not None:
-            x = torch.softmax(bias, dim=-1).to(table) @ table
-        else:
-            if self.config.attention == "causal":
-                start = torch.full_like(z[:, :1], self.config.process["mask_id"])
-                z = torch.cat([start, z[:, :-1]], dim=1)
-            x = self.embed(z)
-        # weights may be gathered in bfloat16 (FSDP); what blocks add to stays float32 either way
-        return x.float() if torch.is_autocast_enabled(x.device.type) else x
+            return mixed(self.embed.weight, cond["mixture"])
+        if self.config.attention == "causal":
+            start = torch.full_like(z[:, :1], self.config.process["mask_id"])
+            z = torch.cat([start, z[:, :-1]], dim=1)
+        return self.embed(z)
 
 
 def _check(config: TransformerConfig) -> None:
@@ -200,6 +233,15 @@ def _check(config: TransformerConfig) -> None:
         raise ValueError(f"attention={config.attention!r} with a {name} process: it needs a masked one")
     if (config.attention == "block") != (config.block is not None):
         raise ValueError(f"attention={config.attention!r} with block={config.block}: they go together, set both")
+    if name != "gaussian" and (config.reads is not None or config.self_conditioned):
+        raise ValueError(
+            f"reads={config.reads!r}, self_conditioned={config.self_conditioned} with a {name} process: "
+            "both are about vectors; leave them out"
+        )
+    if config.reads == "vectors" and not config.time_conditioned:
+        raise ValueError(
+            "reads='vectors' by a model that is not told the time: set time_conditioned, or reads='mixture'"
+        )
 
 
 __all__ = ["Transformer", "TransformerConfig", "widths"]

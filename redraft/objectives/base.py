@@ -1,7 +1,7 @@
 """What every objective is made of: the contract, the draw of (z, t), the bound, the cross-entropy of masked tokens."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -18,10 +18,14 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Loss:
-    """``value`` (B, L), averaged over valid tokens, is minimised; ``bound`` (B, L), detached, has a mean >= -log p."""
+    """``value`` (B, L), averaged over valid tokens, is minimised; ``bound`` (B, L), detached, has a mean >= -log p.
+
+    ``terms``: named parts of the value, (B, L), for whoever wants to know which of them went bad.
+    """
 
     value: Tensor
     bound: Tensor
+    terms: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 class Objective(Protocol):
@@ -73,8 +77,6 @@ def corrupt(process: Process, x0: Tensor, u: Tensor, generator: Generators) -> t
 def bound(process: Process, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor, weight: Tensor) -> Tensor:
     """The NELBO of one draw of ``corrupt``, nats per token, (B, L): its mean over draws bounds -log p(x0)."""
     terms = process.nelbo(logp, x0, z, t)
-    if process.vectors:
-        terms = torch.where(per_position(t == 0), -log_prob_of(x0, logp), terms)
     return weight.to(terms) * terms + process.prior_kl(x0).to(terms)
 
 

@@ -12,7 +12,8 @@ from redraft.objectives.base import (
     log_probs,
     masked_cross_entropy,
 )
-from redraft.processes import Denoiser, Process, absorbing
+from redraft.objectives.vectors import say, vector_bound
+from redraft.processes import Denoiser, Gaussian, Process, absorbing
 from redraft.processes.base import log_prob_of
 from redraft.randomness import Generators
 
@@ -20,7 +21,9 @@ from redraft.randomness import Generators
 def nelbo(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators = None) -> Loss:
     """The negative evidence lower bound itself, for every process (see ``Process.nelbo``); nats per token."""
     z, t, weight = corrupt(process, batch["ids"], u, generator)
-    if absorbing(process):
+    if isinstance(process, Gaussian):
+        value = vector_bound(process, say(denoiser, process, batch, z, t), batch["ids"], t, weight)
+    elif absorbing(process):
         losses = masked_cross_entropy(denoiser, batch, z, t, z == process.mask_id)
         value = weight * process.mask_weight(t) * losses
     else:
@@ -38,6 +41,10 @@ def cross_entropy(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor,
     if absorbing(process):
         value = masked_cross_entropy(denoiser, batch, z, t, z == process.mask_id)
         return Loss(value, value.detach() * weight * process.mask_weight(t))
+    if isinstance(process, Gaussian):
+        said = say(denoiser, process, batch, z, t)
+        value = -log_prob_of(batch["ids"], said.logp)
+        return Loss(value, vector_bound(process, said, batch["ids"], t, weight).detach())
     logp = log_probs(denoiser, process, batch, z, t)
     value = -log_full_of(process, batch["ids"], logp, z, t)
     return Loss(value, bound(process, logp.detach(), batch["ids"], z, t, weight))

@@ -1,7 +1,6 @@
 """Forward corruptions q_t(z | x0) and what follows from them: posterior, bound, prior. No network, no loop."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -16,15 +15,16 @@ from redraft.processes.categorical import (
     vocabulary,
 )
 from redraft.processes.d3pm import d3pm
-from redraft.processes.gaussian import Gaussian
+from redraft.processes.gaussian import Channel, Gaussian
 from redraft.processes.matrix import Matrix
 from redraft.processes.noises import hybrid_noise, masked_noise, uniform_noise
 from redraft.processes.per_token import PerToken, learned, spindle
-from redraft.schedules import GammaSchedule, Schedule
+from redraft.schedules import Gamma, GammaSchedule, Kept, Schedule, gamma_tensors
 
 __all__ = [
     "NAMES",
     "Categorical",
+    "Channel",
     "Denoiser",
     "Facts",
     "Gaussian",
@@ -40,7 +40,7 @@ __all__ = [
     "learned",
     "masked",
     "spindle",
-    "tensor_of",
+    "tensors_of",
     "uniform",
 ]
 
@@ -88,57 +88,58 @@ def hybrid(
 def gaussian(
     codebook: Tensor,
     kind: str = "vp",
-    schedule: str | GammaSchedule = "linear_gamma",
+    schedule: str | Gamma = "linear_gamma",
+    *,
+    learned: bool = False,
+    normalise: bool = False,
 ) -> Gaussian:
     """Gaussian noise on the rows of ``codebook`` (K, D), of kind ``vp``, ``ve`` or ``rf``.
 
-    ``schedule`` is a ``schedules.GammaSchedule``, or the name of one with its usual ends.
+    ``schedule`` is a ``schedules.Gamma``, or the name of a fixed one with its usual ends. ``learned``: the codebook is
+    a parameter of the model built for the process; ``normalise``: its rows are read divided by their norms.
     """
-    return Gaussian(codebook, kind, GammaSchedule(schedule) if isinstance(schedule, str) else schedule)
+    made = GammaSchedule(schedule) if isinstance(schedule, str) else schedule
+    return Gaussian(codebook, kind, made, learned, normalise)
 
 
-def from_dict(facts: Mapping[str, Any], tensor: Tensor | None = None) -> Process:
-    """The process a model's configuration describes. ``tensor`` is what it keeps among the weights (see ``tensor_of``).
+def from_dict(facts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Process:
+    """The process a model's configuration describes. ``tensors`` are those it keeps among the weights (``tensors_of``).
 
-    Errors: ``ValueError`` for an unknown name, or a process without the tensor it needs.
+    Errors: ``ValueError`` for an unknown name, or a process without a tensor it needs.
     """
-    stored = dict(facts)
+    stored, tensors = dict(facts), tensors or {}
     name = stored.pop("name", None)
     if name not in NAMES:
         raise unknown("process", name, NAMES)
-    needed = tensor_of(facts)
-    if needed is not None and tensor is None:
-        raise ValueError(f"a {name} process needs its {needed.name}: pass the model's")
+    for needed in tensors_of(facts):
+        if needed.name not in tensors:
+            raise ValueError(f"a {name} process needs its {needed.name}: pass the model's")
     if name == "gaussian":
-        assert tensor is not None
-        return Gaussian(tensor, stored["kind"], GammaSchedule(**stored["schedule"]))
+        schedule = stored["schedule"]
+        own = {key: tensors[f"schedule_{key}"] for key in gamma_tensors(schedule)}
+        options = {key: stored[key] for key in ("learned", "normalise", "power") if key in stored}
+        return Gaussian(tensors["codebook"], stored["kind"], schedules.gamma(schedule, own), **options)
     if name == "d3pm":
-        return d3pm(**stored, graph=tensor)
+        return d3pm(**stored, graph=tensors.get("graph"))
     if name in ("spindle", "learned"):
-        assert tensor is not None
-        return (spindle if name == "spindle" else learned)(tensor, **{key: stored[key] for key in stored if key != "K"})
+        options = {key: stored[key] for key in stored if key != "K"}
+        return spindle(tensors["scores"], **options) if name == "spindle" else learned(tensors["exponents"], **options)
     constructors = {"masked": masked, "uniform": uniform, "hybrid": hybrid}
     return constructors[name](stored.pop("K"), schedule=schedules.get(stored.pop("schedule")), **stored)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A tensor that a process keeps among a model's weights: its name and shape, and whether it is learned."""
+def tensors_of(facts: Mapping[str, Any]) -> tuple[Kept, ...]:
+    """The tensors that the process of ``facts`` needs beside them, none for most.
 
-    name: str
-    shape: tuple[int, ...]
-    learned: bool = False
-
-
-def tensor_of(facts: Mapping[str, Any]) -> Kept | None:
-    """The tensor that the process of ``facts`` needs beside them, None for most.
-
-    Gaussian noise has its ``codebook``, spindle its ``scores``, learned masking its ``exponents``, D3PM's neighbours
-    their ``graph``.
+    Gaussian noise has its ``codebook`` and what its schedule learns (``schedule_*``), spindle its ``scores``, learned
+    masking its ``exponents``, D3PM's neighbours their ``graph``.
     """
-    K = facts["K"]
-    if facts["name"] == "d3pm":
-        return Kept("graph", (K, K)) if facts["kind"] == "neighbour" else None
-    if facts["name"] == "gaussian":
-        return Kept("codebook", (K, facts["D"]))
-    return {"spindle": Kept("scores", (K,)), "learned": Kept("exponents", (K,), learned=True)}.get(facts["name"])
+    K, name = facts["K"], facts["name"]
+    if name == "gaussian":
+        learning = gamma_tensors(facts["schedule"])
+        own = tuple(Kept(f"schedule_{key}", kept.shape, kept.learned) for key, kept in learning.items())
+        return (Kept("codebook", (K, facts["D"]), facts.get("learned", False)), *own)
+    if name == "d3pm":
+        return (Kept("graph", (K, K)),) if facts["kind"] == "neighbour" else ()
+    kept = {"spindle": Kept("scores", (K,)), "learned": Kept("exponents", (K,), learned=True)}
+    return (kept[name],) if name in kept else ()

@@ -22,6 +22,9 @@ class Facts:
     ``selective`` denoisers take ``where``, a (B, L) bool, and answer for those positions only, (n, K).
     ``caches``: takes ``cache`` and ``store`` of ``Condition``, so that what stands before is computed once.
     ``scores`` denoisers take ``scores=True`` and answer with log-scores over the V states (``models.heads.score``).
+    ``vectors`` denoisers take ``vectors=True`` and answer with clean vectors (B, L, D), which need not be a mean of
+    token vectors; of others it is the mean of what they say (``Gaussian.mean``).
+    ``self_conditioned`` denoisers want ``guess`` of ``Condition``: what they said before.
     ``forwards``: network forwards that one call costs; more than one for denoisers made of denoisers.
     """
 
@@ -30,6 +33,8 @@ class Facts:
     attention: Attention = "full"
     block: int | None = None
     scores: bool = False
+    vectors: bool = False
+    self_conditioned: bool = False
     mask_id: int | None = None
     eos_id: int | None = None
     pad_id: int | None = None
@@ -46,7 +51,9 @@ class Condition(TypedDict, total=False):
     pattern (``models.contexts`` makes them). ``mixture``: ids (B, L, n) and weights (B, L, n), the weighted mean of
     whose embeddings is read in place of z's own. ``cache``: keys and values of positions before these
     (``models.layers.Cache``), all of which are read; with ``store`` those of these positions are put after them.
-    ``labels`` (B,) or (B, L) long: the class that a model trained with classes is told.
+    ``labels`` (B,) or (B, L) long: the class that a model trained with classes is told. Among vectors, ``guess``
+    (B, L, D): what was said of the clean ones before, zeros for nothing; ``gamma`` (B, 1 or L): the noise level itself
+    in place of the one at t, for an objective that moves the schedule by its gradient.
     """
 
     segments: Tensor
@@ -56,6 +63,8 @@ class Condition(TypedDict, total=False):
     cache: Any
     store: bool
     labels: Tensor
+    guess: Tensor
+    gamma: Tensor
 
 
 @runtime_checkable
@@ -74,7 +83,8 @@ class Denoiser(Protocol):
 class Process(Protocol):
     """A forward corruption q and all that follows from it; no network, no loop.
 
-    Shapes: x0 (B, L) ids below K; z what ``corrupt`` returns; t and s (B,) or (B, L) with s < t; p0 (B, L, K).
+    Shapes: x0 (B, L) ids below K; z what ``corrupt`` returns; t and s (B,) or (B, L) with s < t; p0 (B, L, K), and in
+    its place the clean vectors (B, L, D) where z are vectors.
     """
 
     @property
@@ -117,7 +127,7 @@ class Process(Protocol):
         """KL(q_1(. | x0) || prior), nats per token, (B, L)."""
         ...
 
-    def ancestral(self, p0: Tensor, z: Tensor, t: Tensor, s: Tensor, generator: Generators = None) -> Tensor:
+    def ancestral(self, p0: Tensor, /, z: Tensor, t: Tensor, s: Tensor, generator: Generators = None) -> Tensor:
         """Draw z at s from the plug-in reverse kernel p(z_s | z_t, p0), positions independently."""
         ...
 

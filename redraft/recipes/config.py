@@ -48,6 +48,12 @@ class ProcessConfig:
     """Gaussian: -log SNR at t = 0."""
     gamma_max: float = 6.0
     """Gaussian: -log SNR at t = 1."""
+    codebook: str = "random"
+    """Gaussian: ``random`` unit vectors, ``bits`` of the token's number, or a model folder to take embeddings from."""
+    learn_codebook: bool = False
+    """Gaussian: train the codebook with the model."""
+    normalise: bool = False
+    """Gaussian: divide the rows of the codebook by their norms."""
 
 
 @frozen
@@ -60,8 +66,12 @@ class ModelConfig:
     """What a position sees: all, what is left of it, blocks up to its own, or what an order puts before it."""
     block: int | None = Field(default=None, ge=1)
     """Block attention: positions per block; the last of a context may be shorter."""
-    head: Literal["subs", "plain", "score", "logistic"] | None = None
+    head: Literal["subs", "plain", "score", "logistic", "x0", "epsilon", "v", "velocity", "edm"] | None = None
     """What the last layer says (``redraft.models.heads``); none is ``subs`` with a mask and ``plain`` without."""
+    reads: Literal["mixture", "vectors"] | None = None
+    """Gaussian: how noisy vectors are read (``redraft.models.vectors``); none is ``mixture``."""
+    self_conditioned: bool = False
+    """Gaussian: whether the model is told what it said before."""
     init: str | None = None
     """Folder of a trained model whose weights to start from; none starts from random ones."""
 
@@ -183,7 +193,7 @@ class Config:
 
 _ADAPTER = TypeAdapter(Config)
 OPTIONAL = (
-    *("process.schedule", "process.steps", "model.block", "model.head", "model.init"),
+    *("process.schedule", "process.steps", "model.block", "model.head", "model.reads", "model.init"),
     *("data.max_documents", "train.threads", "eval.rows"),
     *(f"loss.{field.name}" for field in fields(LossConfig)),
 )

@@ -12,7 +12,8 @@ from redraft.processes import Process
 from redraft.randomness import Generators, categorical
 
 Query = Callable[[Tensor, Tensor], Tensor]
-"""The denoiser as a sampler sees it: ``(z, t) -> log p`` (B, L, K), what the process's reverse kernel wants."""
+"""The denoiser as a sampler sees it, ``(z, t)`` to what the process's reverse kernel wants: log p (B, L, K), or, of a
+process of vectors, the clean vectors (B, L, D)."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Draw:
     """What a sampler is told of the rows it draws.
 
     ``frozen`` (B, L) bool marks given tokens, ``generator`` has one generator a row. ``temperature`` divides log p
-    before tokens are drawn from it (0 takes the likeliest), ``top_p`` keeps the fewest tokens that hold that mass.
+    before tokens are drawn from it (0 takes the likeliest), ``top_p`` keeps the fewest tokens that hold that mass;
+    among vectors both act on the tokens whose mean the clean vector is, before the sampler sees it.
     ``memory`` is empty when a run begins and the sampler's own: whatever (B, ...) it must know again at the next step.
     """
 

@@ -25,7 +25,8 @@ def ancestral(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor
     noise it is the Bayes kernel of the cavity posterior, which this is. ``cached`` is this too: a masked denoiser that
     does not read t is never asked twice about a row that has not changed (MDLM, RADD), whatever the sampler.
     """
-    return process.ancestral(draw.probs(denoiser(z, t)), z, t, s, draw.generator)
+    said = denoiser(z, t)
+    return process.ancestral(said if process.vectors else draw.probs(said), z, t, s, draw.generator)
 
 
 def greedy_tail(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redraft.processes import Denoiser, PerToken, Process, absorbing
+from redraft.processes import Denoiser, Gaussian, PerToken, Process, absorbing
 from redraft.processes.base import device_of, to_convention
 from redraft.randomness import Device, Generators, derive, generator
 from redraft.sampling import samplers
 from redraft.sampling.blocks import by_blocks
-from redraft.sampling.contract import clean
+from redraft.sampling.contract import clean, tempered
 from redraft.sampling.samplers import Draw, Sampler, ancestral, left_to_right, revises
 
 DEFAULT_STEPS = 128
@@ -61,9 +61,12 @@ class _Query:
     denoiser: Denoiser
     process: Process
     cond: Any
+    temperature: float = 1.0
+    top_p: float = 1.0
     nfe: int = 0
     positions: int = 0
-    guess: Tensor | None = field(default=None, repr=False)
+    tokens: Tensor | None = field(default=None, repr=False)  # of vectors: those last thought likeliest
+    guess: Tensor | None = field(default=None, repr=False)  # and the clean ones themselves
     final: bool = False  # whether a token once written stays, so that nothing is asked of a row without masks
     last: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
@@ -73,6 +76,8 @@ class _Query:
         That holds for denoisers that do not read t (MDLM's and RADD's cached sampling, row by row): over N steps a row
         of l masks takes N (1 - (1 - 1/N)^l) calls on the linear schedule.
         """
+        if isinstance(self.process, Gaussian):
+            return self._vectors(self.process, z, t)
         stale = torch.ones(len(z), dtype=torch.bool, device=z.device)
         if self.last is not None and self.last[0].shape == z.shape:
             stale = (self.last[0] != z).any(1)
@@ -90,11 +95,28 @@ class _Query:
             assert self.last is not None
             logp = self.last[1].clone()
             logp[stale] = clean(self.denoiser(z[stale], t[stale], self.cond), self.process)
-        if self.process.vectors:
-            self.guess = logp.argmax(-1)
-        elif absorbing(self.process) and not self.denoiser.facts.time_conditioned:
+        if absorbing(self.process) and not self.denoiser.facts.time_conditioned:
             self.last = z.clone(), logp
         return to_convention(self.denoiser, self.process, logp, z, t)
+
+    def _vectors(self, process: Gaussian, z: Tensor, t: Tensor) -> Tensor:
+        """Clean vectors (B, L, D). One that conditions on itself is told what it said at the step before."""
+        facts, cond = self.denoiser.facts, self.cond
+        if facts.self_conditioned:
+            nothing = z.new_zeros((*z.shape[:2], process.D))
+            cond = {**(cond or {}), "guess": nothing if self.guess is None else self.guess.to(z)}
+        self._count(self.denoiser, z.shape[0] * z.shape[1])
+        if facts.vectors:
+            self.guess = x = self.denoiser(z, t, cond, **{"vectors": True})
+            self.tokens = process.nearest(x)
+            return x
+        logp = self.denoiser(z, t, cond)
+        self.tokens = logp.argmax(-1)
+        x = process.mean(logp.exp())
+        if facts.self_conditioned:
+            self.guess = x
+        plain = self.temperature == 1 and self.top_p == 1
+        return x if plain else process.mean(tempered(logp, self.temperature, self.top_p)).to(x)
 
     def beside(self, denoiser: Denoiser, cond: Any, /) -> Callable[[Tensor, Tensor], Tensor]:
         """A second denoiser, told ``cond``, in the same convention and counted with the first."""
@@ -163,7 +185,8 @@ def sample(
         return Samples(*by_blocks(sample, process, denoiser, given, frozen, seeds, cond, callback, **options), seeds)
     steps, step_function = _plan(denoiser, frozen, steps, sampler)
     generators = [generator(one) for one in seeds]
-    query = _Query(denoiser, process, cond, final=absorbing(process) and not revises(step_function))
+    final = absorbing(process) and not revises(step_function)
+    query = _Query(denoiser, process, cond, temperature, top_p, final=final)
 
     z = process.prior((rows, given.shape[1]), generators, device)
     z = _put_back(process, z, given, frozen, 1.0, generators)
@@ -178,7 +201,7 @@ def sample(
         z = step_function(process, query, z, t_rows, s_rows, draw)
         z = _put_back(process, z, given, frozen, s, generators)
         if callback is not None:
-            shown = z if query.guess is None else torch.where(frozen, given, query.guess)
+            shown = z if query.tokens is None else torch.where(frozen, given, query.tokens)
             rewritten = callback(Step(index, steps, t, s, z, shown, frozen, query.nfe))
             if rewritten is not None:
                 z = _put_back(process, _checked(process, rewritten, z), given, frozen, s, generators)
@@ -278,7 +301,9 @@ def _finish(process: Process, query: _Query, z: Tensor, draw: Draw) -> Tensor:
     """The tokens at t = 0. Vectors, and masks a callback left, take one more call; only free positions are drawn."""
     zero = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     if process.vectors:
-        return query(z, zero).argmax(-1)
+        query(z, zero)
+        assert query.tokens is not None
+        return query.tokens
     if process.mask_id is None or not bool((z == process.mask_id).any()):
         return z
     left = z == process.mask_id

@@ -106,8 +106,8 @@ class State:
         self.train, self.model, self.rows, self.objective = config.train, model, rows, objective
         self.out, self.world = out, world
         self.shares = parallel.parts(config.train, world)
-        self.process = process.to(world.device)
         self.denoiser = parallel.place(model, config.train, world)
+        self.process = process.to(world.device)  # after the model, whose parameters it may read
         self.optimizers = optim.build(model, config.train)
         self.ema = Ema(model, config.train.ema)
         self.tree, self.data = checkpoint.flatten(to_dict(config)), fingerprint(rows)

@@ -34,7 +34,7 @@ def build(path: Path, name: str, kind: str) -> Path:
     config = TransformerConfig(
         process.to_dict(), depth=1, time_conditioned=name != "masked", eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id
     )
-    model = Transformer(config, codebook)
+    model = Transformer(config, {} if codebook is None else {"codebook": codebook})
     torch.nn.init.normal_(model.head.weight, std=0.2)
     folder.save(path, config, model.state_dict(), tokenizer, {"context": CONTEXT[kind]})
     return path

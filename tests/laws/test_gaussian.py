@@ -19,7 +19,7 @@ from redraft.schedules import GammaSchedule
 from .oracle import chi_square_tail, quadrature
 
 KINDS = ["vp", "ve", "rf"]
-SCHEDULES = ["linear_gamma", "cosine_squared", "sqrt"]
+SCHEDULES = ["linear_gamma", "cosine", "sqrt", "edm"]
 CODES = torch.tensor([[-1.0], [0.3], [1.0]], dtype=torch.float64)
 PI = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
 H = -(PI * PI.log()).sum().item()
@@ -172,8 +172,8 @@ def test_kinds_are_one_process_in_other_units(kind):
         at, before = (process.scales(process.gamma(time)[0]) for time in (t, s))
         z = process.corrupt(x0, t, torch.Generator().manual_seed(1))
         logp = posterior_tokens(process, z, t, pi)
-        mean, variance = process.posterior(logp.exp(), z, t, s)
-        drawn = process.ancestral(logp.exp(), z, t, s, torch.Generator().manual_seed(2))
+        mean, variance = process.posterior(process.mean(logp.exp()), z, t, s)
+        drawn = process.ancestral(process.mean(logp.exp()), z, t, s, torch.Generator().manual_seed(2))
         prior = process.prior((3, 2), torch.Generator().manual_seed(3))
         last = process.scales(process.gamma(torch.ones(1))[0])[0][..., None]
         alpha = before[0][..., None]
@@ -204,7 +204,7 @@ def test_posterior_is_vdm_and_gaussian_conditioning(kind, s, t):
     z = torch.randn(6, 3, 4, generator=generator, dtype=torch.float64)
     p0 = torch.rand(6, 3, 5, generator=generator, dtype=torch.float64)
     p0 = p0 / p0.sum(-1, keepdim=True)
-    mean, variance = process.posterior(p0, z, t, s)
+    mean, variance = process.posterior(process.mean(p0), z, t, s)
     variance = variance.expand(mean.shape)
     (gamma_s, _), (gamma_t, _) = process.gamma(s), process.gamma(t)
     (alpha_s, sigma_s), (alpha_t, sigma_t) = (
@@ -231,9 +231,9 @@ def test_posterior_undoes_the_forward_step(kind):
     s, t = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.6], dtype=torch.float64)
     (alpha_s, sigma_s), (alpha_t, sigma_t) = (process.scales(process.gamma(time)[0]) for time in (s, t))
     centre = alpha_t[..., None] * process.codebook[x0]
-    mean, variance = process.posterior(p0, centre, t, s)
+    mean, variance = process.posterior(process.mean(p0), centre, t, s)
     torch.testing.assert_close(mean, alpha_s[..., None] * process.codebook[x0], rtol=0, atol=1e-12)
-    moved, _ = process.posterior(p0, centre + 1, t, s)
+    moved, _ = process.posterior(process.mean(p0), centre + 1, t, s)
     slope = (moved - mean)[0, 0, 0]
     torch.testing.assert_close(slope**2 * sigma_t[0, 0] ** 2 + variance.flatten()[0], sigma_s[0, 0] ** 2)
 
@@ -251,8 +251,8 @@ def test_finite_steps_converge_to_the_integrand(kind, time):
 
     def rate(steps):
         s = t - 1 / steps
-        true, variance = process.posterior(torch.eye(5, dtype=torch.float64)[None], z, t, s)
-        model, _ = process.posterior(logp.exp(), z, t, s)
+        true, variance = process.posterior(process.codebook[None], z, t, s)
+        model, _ = process.posterior(process.mean(logp.exp()), z, t, s)
         return ((true - model) ** 2 / (2 * variance)).sum(-1) * steps
 
     errors = [(rate(steps) - limit).abs().max().item() for steps in (1_000, 2_000, 4_000)]
@@ -327,7 +327,7 @@ def ancestral_density(process, steps: int, points: int) -> tuple[Tensor, Tensor]
     for i in range(steps):
         now, after = t[i].expand(points), t[i + 1].expand(points)
         p0 = posterior_tokens(process, canvas, now, PI).exp()
-        mean, variance = (value.reshape(-1, 1) for value in process.posterior(p0, canvas, now, after))
+        mean, variance = (value.reshape(-1, 1) for value in process.posterior(process.mean(p0), canvas, now, after))
         kernel = torch.exp(-((z - mean) ** 2) / (2 * variance))
         law = law @ (kernel / kernel.sum(-1, keepdim=True))
     return law, posterior_tokens(process, canvas, t[-1:].expand(points), PI)[:, 0]

@@ -327,14 +327,14 @@ def test_stored_and_built_again(make):
     process = make(6)
     if process.to_dict().get("kind") is None:
         return  # a chain of one's own matrices is not described by facts
-    again = processes.from_dict(process.to_dict(), process.graph)
+    again = processes.from_dict(process.to_dict(), {} if process.graph is None else {"graph": process.graph})
     assert again.to_dict() == process.to_dict()
     torch.testing.assert_close(marginals(again, at(3, 6)), marginals(process, at(3, 6)), rtol=0, atol=1e-12)
     assert process.to("cpu") is process
-    kept = processes.tensor_of(process.to_dict())
-    assert (kept is None) == (process.graph is None)
-    if kept is not None:
-        assert kept.shape == tuple(process.graph.shape)
+    kept = processes.tensors_of(process.to_dict())
+    assert (kept == ()) == (process.graph is None)
+    for one in kept:
+        assert one.shape == tuple(process.graph.shape)
         with pytest.raises(ValueError, match="graph"):
             processes.from_dict(process.to_dict())
 

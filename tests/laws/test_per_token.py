@@ -334,11 +334,11 @@ def test_frequency_scores():
 
 def test_stored_and_built_again(process):
     facts = process.to_dict()
-    again = processes.from_dict(facts, process.tensor)
+    again = processes.from_dict(facts, {processes.tensors_of(facts)[0].name: process.tensor})
     assert again.to_dict() == facts
     t = torch.tensor([0.4], dtype=torch.float64)
     assert torch.equal(marginals(again, t), marginals(process, t))
-    kept = processes.tensor_of(facts)
+    (kept,) = processes.tensors_of(facts)
     assert kept.shape == (process.K,)
     assert kept.learned == (process.name == "learned")
     with pytest.raises(ValueError, match=f"{process.name}.*{kept.name}"):

@@ -195,7 +195,7 @@ def test_a_beta_out_of_range_is_named(beta):
 
 # ---------------------------------------------------------------------------------------------- gamma = -log SNR
 
-GAMMAS = ["linear_gamma", *schedules.NAMES]
+GAMMAS = ["linear_gamma", "edm", "sqrt", "cosine"]
 
 
 @pytest.mark.parametrize("name", GAMMAS)
@@ -220,12 +220,28 @@ def test_linear_gamma_is_linear():
     torch.testing.assert_close(derivative, torch.full_like(T, 9.0), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", schedules.NAMES)
-def test_gamma_of_a_named_schedule_squeezes_its_signal_power(name):
-    """alpha^2 of the variance-preserving process is lo + (hi - lo) alpha(t), so that gamma stays finite."""
+POWERS = {
+    "sqrt": lambda t: 1 - (t + 1e-4).sqrt(),
+    "cosine": lambda t: torch.cos(math.pi / 2 * (t + 0.008) / 1.008) ** 2,
+}
+
+
+@pytest.mark.parametrize("name", POWERS)
+def test_gamma_of_a_signal_power_squeezes_it(name):
+    """alpha^2 of the variance-preserving process is lo + (hi - lo) times the paper's, moved to run from 1 to 0."""
     gamma, _ = schedules.GammaSchedule(name, gamma_min=-3.0, gamma_max=6.0)(T)
     hi, lo = 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(6))
-    torch.testing.assert_close(torch.sigmoid(-gamma), lo + (hi - lo) * schedules.get(name)(T)[0], rtol=1e-12, atol=0)
+    first, last = (POWERS[name](torch.tensor(end, dtype=torch.float64)) for end in (0.0, 1.0))
+    share = (POWERS[name](T) - last) / (first - last)
+    torch.testing.assert_close(torch.sigmoid(-gamma), lo + (hi - lo) * share, rtol=1e-9, atol=1e-12)
+
+
+def test_edm_spaces_the_seventh_root_of_sigma_evenly():
+    gamma, _ = schedules.GammaSchedule("edm", gamma_min=-3.0, gamma_max=6.0)(
+        torch.linspace(0, 1, 11, dtype=torch.float64)
+    )
+    steps = torch.exp(gamma / 14).diff()
+    torch.testing.assert_close(steps, steps[:1].expand(10), rtol=1e-12, atol=0)
 
 
 def test_an_unknown_gamma_offers_the_nearest():

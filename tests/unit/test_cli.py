@@ -83,7 +83,8 @@ def test_list_names_what_the_api_names():
 
     assert names("recipes") == list(recipes.RECIPES)
     assert names("processes") == list(processes.NAMES)
-    assert names("schedules") == [*schedules.NAMES, "linear_gamma"]
+    assert names("schedules") == list(schedules.NAMES)
+    assert names("gammas") == list(schedules.GAMMAS)
     assert names("objectives") == list(objectives.OBJECTIVES)
     assert names("samplers") == list(sampling.SAMPLERS)
     assert names("corpora") == list(data.CORPORA)

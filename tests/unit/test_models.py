@@ -14,9 +14,9 @@ from redraft.sampling import sample
 
 
 def build(process, **options):
-    codebook = process.codebook if process.name == "gaussian" else None
+    tensors = {"codebook": process.codebook} if process.name == "gaussian" else {}
     torch.manual_seed(0)
-    model = Transformer(TransformerConfig(process.to_dict(), depth=1, **options), codebook)
+    model = Transformer(TransformerConfig(process.to_dict(), depth=1, **options), tensors)
     with torch.no_grad():  # a fresh head is zero, which would hide everything below it
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

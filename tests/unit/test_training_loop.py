@@ -313,7 +313,7 @@ def test_gaussian_process_trains(tmp_path):
 
     torch.manual_seed(0)
     process = processes.gaussian(torch.randn(small.K, 4, dtype=torch.float64))
-    model = Transformer(TransformerConfig(process.to_dict(), depth=1), process.codebook)
+    model = Transformer(TransformerConfig(process.to_dict(), depth=1), {"codebook": process.codebook})
     result = fit(small.config(), model, process, objectives.get("nelbo"), small.Rows(), out=tmp_path)
     assert torch.equal(result.weights["codebook"], process.codebook)
     assert result.loss < 20

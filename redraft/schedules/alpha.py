@@ -8,7 +8,7 @@ end in their paper (geometric, sqrt) are rescaled affinely, as their docstrings 
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -259,40 +259,3 @@ class Table:
     def to_dict(self) -> dict[str, Any]:
         """The name alone: what built the table is kept by the process it belongs to."""
         return {"name": self.name}
-
-
-# ---------------------------------------------------------------------------------------------- Gaussian processes
-
-
-@dataclass(frozen=True)
-class GammaSchedule:
-    """``gamma(t) = -log SNR`` for Gaussian processes, rising from ``gamma_min`` to ``gamma_max``, with its derivative.
-
-    ``linear_gamma`` is ``gamma_min + (gamma_max - gamma_min) t``. Any name of ``NAMES`` gives the signal power
-    ``alpha^2 = lo + (hi - lo) alpha(t)`` with ``hi = sigmoid(-gamma_min)`` and ``lo = sigmoid(-gamma_max)``, the named
-    formula squeezed so that gamma stays finite (Diffusion-LM's sqrt, Nichol's cosine).
-    """
-
-    name: str = "linear_gamma"
-    gamma_min: float = -4.0
-    gamma_max: float = 6.0
-
-    def __post_init__(self) -> None:
-        if self.name != "linear_gamma" and self.name not in _FUNCTIONS:
-            raise unknown("schedule", self.name, ["linear_gamma", *NAMES])
-        if not self.gamma_min < self.gamma_max:
-            raise ValueError(f"gamma_min={self.gamma_min} must be below gamma_max={self.gamma_max}")
-
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(gamma, d gamma / dt) in float64, of t's shape."""
-        t = t.double()
-        if self.name == "linear_gamma":
-            span = self.gamma_max - self.gamma_min
-            return self.gamma_min + span * t, torch.full_like(t, span)
-        alpha, d_alpha = get(self.name)(t)
-        hi, lo = 1 / (1 + math.exp(self.gamma_min)), 1 / (1 + math.exp(self.gamma_max))
-        power = lo + (hi - lo) * alpha
-        return torch.log1p(-power) - torch.log(power), -(hi - lo) * d_alpha / (power * (1 - power))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)

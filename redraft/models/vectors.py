@@ -1,0 +1,44 @@
+"""How a transformer meets vectors: what it reads of a noisy one, and what its last layer says of the clean one."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from redraft.processes import Gaussian
+
+Reads = Literal["mixture", "vectors"]
+
+
+class VectorInput(nn.Module):
+    """From noisy vectors z (B, L, D), and a guess at the clean ones, to the model's width E.
+
+    ``mixture``: the mixture of token embeddings that q(z_i | token) suggests. That likelihood is all z_i says about its
+    token, and it knows gamma; it costs as much as an output layer. ``vectors``: a linear map of z, scaled to variance 1
+    (EDM's c_in); the network must then be told the time.
+
+    ``guesses``: self-conditioning (Analog Bits, Chen et al. 2022): what was said of x before is added, by a map that
+    starts at zero.
+    """
+
+    def __init__(self, dim: int, width: int, reads: Reads, guesses: bool) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, width, bias=False) if reads == "vectors" else None
+        self.guess = nn.Linear(dim, width, bias=False) if guesses else None
+
+    def zero_guess(self) -> None:
+        if self.guess is not None:
+            nn.init.zeros_(self.guess.weight)
+
+    def forward(
+        self, z: Tensor, gamma: Tensor, process: Gaussian, table: Tensor, evidence: Tensor | None, guess: Tensor | None
+    ) -> Tensor:
+        """(B, L, E). ``table`` (K, E) are the token embeddings, ``evidence`` is ``process.evidence`` of z at gamma."""
+        if self.project is None:
+            evidence = process.evidence(z, gamma) if evidence is None else evidence
+            x = torch.softmax(evidence, dim=-1).to(table) @ table
+        else:
+            x = self.project(process.input_scale(gamma)[..., None].to(z) * z)
+        if self.guess is not None and guess is not None:
+            x = x + self.guess(guess.to(z) * process.power**-0.5)
+        return x
