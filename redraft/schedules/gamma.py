@@ -4,7 +4,7 @@ A schedule decides which noise levels t visits, and nothing else: the bound is a
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
@@ -99,8 +99,7 @@ def _cosine(t: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
 EDM_RHO = 7.0
 """Karras et al. 2022, eq. 5: the root of sigma that is evenly spaced."""
 FIXED: dict[str, Formula] = {"linear_gamma": _linear_gamma, "edm": _edm, "sqrt": _sqrt, "cosine": _cosine}
-GAMMAS: dict[str, Callable[..., Any]] = {**FIXED}
-"""All schedules of vectors by name, each with what documents it."""
+"""The fixed schedules by name."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +133,3 @@ def check_ends(gamma_min: float, gamma_max: float) -> None:
     """Errors: ``ValueError`` unless both ends are finite and in order."""
     if not -math.inf < gamma_min < gamma_max < math.inf:
         raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}, both finite")
-
-
-def gamma_tensors(stored: Mapping[str, Any]) -> dict[str, Kept]:
-    """The tensors that a schedule (its ``to_dict``) keeps among a model's weights, by the names it calls them."""
-    return {}
-
-
-def gamma(stored: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Gamma:
-    """The schedule of a ``to_dict()``, with its tensors if it has any."""
-    return GammaSchedule(**stored)

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from redraft.data.packing import indices
 from redraft.objectives import Objective, as_batch, at
-from redraft.processes import Process
+from redraft.processes import Channel, Process
 from redraft.processes.categorical import check_ids
 from redraft.processes.time import draw
 from redraft.randomness import row_generators
@@ -82,12 +82,17 @@ class Tally:
     steps: int = 0
     loss: float = 0.0
     bound: float = 0.0
+    terms: dict[str, float] = field(default_factory=dict[str, float])
 
-    def add(self, loss: float, bound: float) -> None:
-        self.steps, self.loss, self.bound = self.steps + 1, self.loss + loss, self.bound + bound
+    def add(self, means: Mapping[str, float]) -> None:
+        """Take in a step's ``loss`` and ``bound``, and whatever else it has, by name."""
+        self.steps, self.loss, self.bound = self.steps + 1, self.loss + means["loss"], self.bound + means["bound"]
+        for name in means.keys() - {"loss", "bound"}:
+            self.terms[name] = self.terms.get(name, 0.0) + means[name]
 
     def means(self) -> dict[str, float]:
-        return {"loss": self.loss / self.steps, "bound": self.bound / self.steps}
+        sums = {"loss": self.loss, "bound": self.bound, **dict(sorted(self.terms.items()))}
+        return {name: value / self.steps for name, value in sums.items()}
 
 
 class State:
@@ -117,32 +122,37 @@ class State:
         """One step of the algorithm; what it was like. Errors: ``ValueError`` before weights take in what diverged."""
         train, world = self.train, self.world
         self.model.train()
-        tokens, loss, bound = self.accumulate()
-        loss, bound, stopping = world.sum([loss, bound, float(stop.asked)])
+        tokens, parts = self.accumulate()
+        *sums, stopping = world.sum([*parts.values(), float(stop.asked)])
+        means = dict(zip(parts, sums, strict=True))
         norm = optim.clip(self.model, train.clip)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self.divergence(loss, norm)
+        if not (math.isfinite(means["loss"]) and math.isfinite(norm)):
+            raise self.divergence(blame(means, norm, self.model))
         scale = optim.lr_scale(self.step, train)
         optim.set_lr(self.optimizers, scale)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        complaint = schedule_complaint(self.process)
+        if complaint is not None:  # before any checkpoint, average or sample is made of it
+            raise self.divergence(complaint)
         self.step += 1
         self.ema.update(self.step)
         self.stopping = stopping > 0
-        self.tally.add(loss, bound)
-        return {"loss": loss, "lr": train.lr * scale, "norm": norm, "tokens": tokens}
+        self.tally.add(means)
+        return {"loss": means["loss"], "lr": train.lr * scale, "norm": norm, "tokens": tokens}
 
-    def accumulate(self) -> tuple[float, float, float]:
+    def accumulate(self) -> tuple[float, dict[str, float]]:
         """Add up the gradient of the mean loss per valid token of the global batch.
 
-        Returns the global number of valid tokens, and this process's part of the mean loss and of the mean bound.
+        Returns the global number of valid tokens, and this process's part of the means of ``loss``, ``bound`` and each
+        of the loss's ``terms.*``, which an objective must name alike on every process.
         """
         train, world, step = self.train, self.world, self.step
         drawn = indices(step, train.batch, len(self.rows), train.seed)
         batches = [as_batch(self.rows.batch(drawn[share]), world.device) for share in self.shares]
         tokens = count_tokens(batches, train.batch, world)
-        losses, bounds = 0.0, 0.0
+        parts = dict[str, float]()
         objective = at(self.objective, step / train.steps)
         for share, batch in zip(self.shares, batches, strict=True):
             u = draw(train.times, (train.seed, TIMES, step), share, train.batch)
@@ -151,14 +161,20 @@ class State:
                 loss = objective(self.denoiser, self.process, batch, u, noise)
                 mean = total(loss.value, batch) / tokens
                 (mean * world.size).backward()  # processes average their gradients; here they are to add up
-            losses += mean.item()
-            bounds += total(loss.bound, batch).item() / tokens
-        return tokens, losses, bounds
+            found = {
+                "loss": loss.value,
+                "bound": loss.bound,
+                **{f"terms.{name}": term for name, term in loss.terms.items()},
+            }
+            sums = torch.stack([total(value.detach(), batch) for value in found.values()])
+            for name, value in zip(found, (sums / tokens).tolist(), strict=True):
+                parts[name] = parts.get(name, 0.0) + value
+        return tokens, parts
 
-    def divergence(self, loss: float, norm: float) -> ValueError:
+    def divergence(self, reason: str) -> ValueError:
         last = checkpoint.latest(self.out)
         return ValueError(
-            f"training diverged at step {self.step + 1}: loss {loss}, gradient norm {norm}; "
+            f"training diverged at step {self.step + 1}: {reason}; "
             f"last good checkpoint: {last or 'none (set train.save_every)'}; lower train.lr or raise train.warmup"
         )
 
@@ -195,8 +211,8 @@ def fit(
     of a step is the mean over the valid tokens of its global batch.
 
     Errors: ``ValueError`` for rows with ids that are no clean tokens, a batch that does not divide, an ``out`` already
-    in use, nothing to resume, a damaged or foreign checkpoint, or a loss or gradient that is not finite (its step is
-    named, and nothing of it kept).
+    in use, nothing to resume, a damaged or foreign checkpoint, a loss or gradient that is not finite (its step and
+    first term are named, and nothing of it kept), or a learned noise schedule that has gone bad (likewise).
     """
     train, out, hooks = config.train, Path(out), hooks or Hooks()
     if train.threads is not None:
@@ -225,6 +241,29 @@ def fit(
         with run.ema.swapped():
             weights = parallel.full_state(model, world)
         return Result(run.step, run.step < train.steps, loss, weights, validation)
+
+
+def blame(means: Mapping[str, float], norm: float, model: nn.Module) -> str:
+    """What is not finite: the loss's first term that is not, or of a finite loss the first weight's gradient."""
+    said = [f"loss {means['loss']}, gradient norm {norm}"]
+    bad = [
+        f"term {name.removeprefix('terms.')!r} is {value}"
+        for name, value in means.items()
+        if name.startswith("terms.") and not math.isfinite(value)
+    ]
+    if not bad and math.isfinite(means["loss"]):
+        gradients = ((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
+        bad = [
+            f"the gradient of {name} is not finite"
+            for name, gradient in gradients
+            if not bool(gradient.isfinite().all())
+        ]
+    return ", ".join(said + bad[:1])
+
+
+def schedule_complaint(process: Process) -> str | None:
+    """What has gone bad of a process's noise schedule, in words; only vectors have schedules that can."""
+    return process.schedule.complaint() if isinstance(process, Channel) else None
 
 
 def call_hooks(hooks: Hooks, run: State, report: Report) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The loop: every option acts, a run that diverges or is interrupted stops whole, hooks see what they should."""
 
 import os
+import re
 import signal
 import threading
 from dataclasses import fields
@@ -10,8 +11,9 @@ import torch
 from parity import small
 from torch import nn
 
-from redraft import objectives
+from redraft import objectives, processes, schedules
 from redraft.data.packing import pack
+from redraft.models import Transformer, TransformerConfig
 from redraft.objectives import Loss
 from redraft.recipes.config import TrainConfig
 from redraft.training import Hooks, fit, latest, world
@@ -239,6 +241,169 @@ def test_divergence_stops_at_the_step_and_keeps_the_last_good(tmp_path, value):
     assert [row["step"] for row in small.metrics(tmp_path)] == [1, 2, 3]
 
 
+def with_terms(bad=None, at=None, value=float("nan")):
+    """NELBO as two terms, a third and two thirds of it; those named in ``bad`` are ``value`` in step ``at``."""
+    calls = []
+
+    def objective(denoiser, process, batch, u, generator):
+        loss = objectives.get("nelbo")(denoiser, process, batch, u, generator)
+        calls.append(None)
+        terms = {"first": loss.value / 3, "second": 2 * loss.value / 3}
+        if len(calls) == at:
+            terms |= {name: terms[name] * value for name in bad.split()}
+        return Loss(sum(terms.values()), loss.bound, terms)
+
+    return objective
+
+
+def fit_terms(out, objective=None, resume=False, **options):
+    """Train on padded rows, whose padding counts for nothing."""
+    return fit(
+        small.config(**options), small.model(), small.process(), objective or with_terms(), small.Rows(),
+        out=out, resume=resume,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_terms_are_logged_as_means_over_valid_tokens(plain, tmp_path, accumulate):
+    last = fit_terms(tmp_path, accumulate=accumulate, log_every=2)
+    assert last.loss == pytest.approx(plain.loss, rel=1e-9)
+    rows = small.metrics(tmp_path)
+    assert [row["step"] for row in rows] == [2, 4]
+    for row in rows:
+        assert row["terms.first"] == pytest.approx(row["loss"] / 3, rel=1e-12)
+        assert row["terms.second"] == pytest.approx(2 * row["loss"] / 3, rel=1e-12)
+
+
+def test_terms_do_not_change_the_run_and_resume_within_a_row(plain, tmp_path):
+    """A checkpoint between two logged rows keeps the sums of the terms: the resumed curve is the same."""
+    whole = fit_terms(tmp_path / "whole", log_every=4, save_every=2)
+    torch.testing.assert_close(whole.weights, plain.weights, rtol=0, atol=1e-9)
+    newest = tmp_path / "whole" / "checkpoints" / "step-000004"
+    expected = small.metrics(tmp_path / "whole")
+    newest.rename(newest.with_name(".step-000004.tmp"))
+    fit_terms(tmp_path / "whole", resume=True, log_every=4, save_every=2)
+    again = small.metrics(tmp_path / "whole")
+    assert [list(row) for row in again] == [list(row) for row in expected]
+    for name in ("loss", "bound", "terms.first", "terms.second"):
+        assert again[-1][name] == expected[-1][name]
+
+
+@pytest.mark.parametrize(
+    ("bad", "value"), [("first", float("nan")), ("second", float("inf")), ("first second", float("nan"))]
+)
+def test_a_term_that_is_not_finite_is_named(tmp_path, bad, value):
+    first = bad.split()[0]
+    said = rf"diverged at step 4: loss {value}, gradient norm \w+, term '{first}' is {value}; .*step-000002"
+    with pytest.raises(ValueError, match=said):
+        fit_terms(tmp_path, with_terms(bad, 4, value), steps=9, save_every=2)
+    assert latest(tmp_path).name == "step-000002"
+
+
+def test_a_gradient_that_is_not_finite_is_named(tmp_path):
+    """A finite loss of finite terms, at a point where one weight's gradient is not."""
+    model = small.model()
+
+    def objective(denoiser, process, batch, u, generator):
+        loss = objectives.get("nelbo")(denoiser, process, batch, u, generator)
+        steep = (model.head.weight - model.head.weight.detach()).sum().abs().sqrt()  # 0, with slope infinity
+        return Loss(loss.value + steep, loss.bound, {"all": loss.value})
+
+    with pytest.raises(ValueError, match=r"diverged at step 1: loss \d.*norm nan, the gradient of head.weight is not"):
+        fit(small.config(), model, small.process(), objective, small.Rows(), out=tmp_path)
+
+
+def scheduled(name):
+    """A Gaussian process with a learned schedule, as its model holds it."""
+    stored = {"name": name, "gamma_min": -3.0, "gamma_max": 3.0}
+    start = schedules.gamma_start(stored, 0)
+    process = processes.gaussian(torch.eye(small.K), schedule=schedules.gamma(stored, start))
+    torch.manual_seed(0)
+    tensors = {"codebook": torch.eye(small.K), **{f"schedule_{key}": one for key, one in start.items()}}
+    return Transformer(TransformerConfig(process.to_dict(), depth=1), tensors)
+
+
+def pushed(from_step, push):
+    """NELBO as a term, and from some step on another that pushes the process's schedule somewhere."""
+    calls = []
+
+    def objective(denoiser, process, batch, u, generator):
+        loss = objectives.get("nelbo")(denoiser, process, batch, u, generator)
+        calls.append(None)
+        rest = sum(0.0 * one.sum() for one in process.schedule.tensors.values())
+        rest = rest + push(process.schedule) if len(calls) >= from_step else rest
+        terms = {"nelbo": loss.value, "push": torch.zeros_like(loss.value) + rest}
+        return Loss(loss.value + terms["push"], loss.bound, terms)
+
+    return objective
+
+
+def fit_scheduled(out, name, objective, resume=False, **options):
+    model = scheduled(name)
+    result = fit(
+        small.config(**{"save_every": 2, "steps": 9, "warmup": 0, "decay": 0.0, "clip": 0.0, **options}), model,
+        model.process, objective, small.Rows(), out=out, resume=resume,
+    )  # fmt: skip
+    return result, model
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ([0.4, -0.4], r"schedule 'plaid': its ends are out of order, 1\S* at t = 0 and -\S+ at t = 1"),
+        ([0.0, 4.0], r"schedule 'plaid': gamma at t = 1 is 4\d\.\d+, outside \[-40, 40\]"),
+        ([0.0, float("nan")], "ends of schedule 'plaid' is not finite"),
+    ],
+)
+def test_a_schedule_that_goes_bad_stops_the_run_before_it_is_saved(tmp_path, ends, said):
+    """Step 4 leads to a bad schedule, with a loss as good as any: nothing of it is kept, and step 2 can be resumed."""
+    calls = []
+
+    def fatal(denoiser, process, batch, u, generator):
+        loss = objectives.get("nelbo")(denoiser, process, batch, u, generator)
+        calls.append(None)
+        if len(calls) == 4:  # once the loss is computed, as if this step's update had done it
+            process.schedule.tensors["ends"].data = torch.tensor(ends, dtype=torch.float64)
+        return loss
+
+    with pytest.raises(ValueError, match=rf"diverged at step 4: {said}; last good checkpoint: .*step-000002"):
+        fit_scheduled(tmp_path / "bad", "plaid", fatal)
+    assert latest(tmp_path / "bad").name == "step-000002"
+    assert [row["step"] for row in small.metrics(tmp_path / "bad")] == [1, 2, 3]
+    resumed, model = fit_scheduled(tmp_path / "bad", "plaid", objectives.get("nelbo"), resume=True)
+    whole, _ = fit_scheduled(tmp_path / "good", "plaid", objectives.get("nelbo"))
+    assert small.same(resumed.weights, whole.weights)
+    assert resumed.weights["schedule_ends"].abs().max() > 0
+    assert model.process.schedule.complaint() is None
+
+
+def test_ends_driven_together_by_gradients_stop_the_run(tmp_path):
+    options = {"lr": 0.05, "save_every": 1, "steps": 30}
+    together = pushed(5, lambda schedule: 1e6 * (schedule.tensors["ends"] * torch.tensor([-1.0, 1.0])).sum())
+    with pytest.raises(ValueError, match=r"schedule 'plaid': its ends are out of order, .* at t = 1; last") as stop:
+        fit_scheduled(tmp_path, "plaid", together, **options)
+    step = int(re.findall(r"diverged at step (\d+)", str(stop.value))[0])
+    assert 6 < step < 20
+    assert latest(tmp_path).name == f"step-{step - 1:06d}"
+
+
+@pytest.mark.parametrize(
+    ("push", "said"),
+    [
+        (lambda schedule: schedule.tensors["log_heights"].sum() * torch.nan, "loss nan.*term 'push' is nan"),
+        (
+            lambda schedule: (
+                (schedule.tensors["log_heights"] - schedule.tensors["log_heights"].detach()).abs().sqrt().sum()
+            ),
+            "the gradient of schedule_log_heights is not finite",
+        ),
+    ],
+)
+def test_what_goes_bad_of_a_schedule_is_named_before_it_moves(tmp_path, push, said):
+    with pytest.raises(ValueError, match=rf"diverged at step 3: .*{said}.*step-000002"):
+        fit_scheduled(tmp_path, "adaptive", pushed(3, push))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_stops_between_steps_and_resumes(tmp_path, number, capsys):
     handler = signal.getsignal(number)
@@ -308,9 +473,6 @@ def test_world_of_one():
 
 
 def test_gaussian_process_trains(tmp_path):
-    from redraft import processes
-    from redraft.models.transformer import Transformer, TransformerConfig
-
     torch.manual_seed(0)
     process = processes.gaussian(torch.randn(small.K, 4, dtype=torch.float64))
     model = Transformer(TransformerConfig(process.to_dict(), depth=1), {"codebook": process.codebook})
