@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redraft import objectives, processes, recipes, schedules
@@ -19,17 +18,19 @@ from redraft.evaluation import Likelihood, likelihood
 from redraft.files import write_text
 from redraft.lm import LM
 from redraft.models import Transformer, TransformerConfig, folder
+from redraft.models.embeddings import token_embedding
 from redraft.processes import Process
+from redraft.processes.codebooks import bits, unit_vectors
 from redraft.processes.d3pm import NEIGHBOURS, USUAL, nearest, spelling
 from redraft.processes.per_token import frequency_scores, usual_exponents
-from redraft.randomness import Device, derive, generator, randn
+from redraft.randomness import Device, derive, generator
 from redraft.recipes import Config, ProcessConfig
 from redraft.sampling import sample
 from redraft.training import Hooks, fit, parallel
 from redraft.training.loop import starting_point
 
 RESULTS = "results.json"
-_WEIGHTS, _CODEBOOK = 0, 1
+_WEIGHTS, _CODEBOOK, _SCHEDULE = 0, 1, 2
 """What a run's seed draws before its first step."""
 READ = {
     "masked": ("schedule", "steps"),
@@ -169,6 +170,8 @@ def build(config: Config, tokenizer: Tokenizer, rows: Packed | None = None) -> t
     Errors: ``ValueError`` for parts that do not fit one another.
     """
     facts, tensors = _process(config, tokenizer, rows)
+    if config.train.parallel == "fsdp":
+        _refuse_sharding(facts)
     shape = TransformerConfig(
         process=facts,
         depth=config.model.depth,
@@ -187,7 +190,7 @@ def build(config: Config, tokenizer: Tokenizer, rows: Packed | None = None) -> t
     if config.model.init is not None:
         _start_from(model, config.model.init)
     process = model.process  # the model's own, so that what is learned of it is learned in the model
-    objectives.check(config.objective, process, model.facts)
+    objectives.check(config.objective, process, model.facts, config.loss.given)
     return process, model
 
 
@@ -204,11 +207,6 @@ def _process(config: Config, tokenizer: Tokenizer, rows: Packed | None) -> tuple
             raise ValueError(
                 f"process.{field.name}={value!r} with a {noise.name} process, which does not read it: leave it out"
             )
-    if (noise.name == "learned" or noise.learn_codebook) and config.train.parallel == "fsdp":
-        raise ValueError(
-            f"train.parallel='fsdp' with a {noise.name} process that is learned: its parameters are needed whole; "
-            "use ddp"
-        )
     schedule = noise.schedule or "linear"
     if noise.name == "gaussian":
         return _gaussian(noise, tokenizer, config.train.seed)
@@ -227,14 +225,39 @@ def _process(config: Config, tokenizer: Tokenizer, rows: Packed | None) -> tuple
     return processes.masked(K, schedule, mask_id, noise.steps).to_dict(), {}
 
 
+def _refuse_sharding(facts: Mapping[str, Any]) -> None:
+    """Errors: ``ValueError`` for a process that learns, whose parameters are read outside the model's forward."""
+    learning = [kept.name for kept in processes.tensors_of(facts) if kept.learned]
+    if learning:
+        raise ValueError(
+            f"train.parallel='fsdp' with a {facts['name']} process that is learned: its {', '.join(learning)} must be "
+            "whole on every process; use ddp"
+        )
+
+
 def _gaussian(noise: ProcessConfig, tokenizer: Tokenizer, seed: int) -> tuple[dict[str, Any], Tensors]:
-    codebook = unit_vectors(tokenizer.K, noise.dim, seed)
+    codebook = _codebook(noise, tokenizer, seed)
     ends = {"gamma_min": noise.gamma_min, "gamma_max": noise.gamma_max}
-    schedule = schedules.gamma({"name": noise.schedule or "linear_gamma", **ends})
+    stored = {"name": noise.schedule or "linear_gamma", **ends}
+    start = schedules.gamma_start(stored, derive(seed, _SCHEDULE))
+    schedule = schedules.gamma(stored, start)
     process = processes.gaussian(
         codebook, noise.kind, schedule, learned=noise.learn_codebook, normalise=noise.normalise
     )
-    return process.to_dict(), {"codebook": codebook}
+    return process.to_dict(), {"codebook": codebook, **{f"schedule_{name}": one for name, one in start.items()}}
+
+
+def _codebook(noise: ProcessConfig, tokenizer: Tokenizer, seed: int) -> Tensor:
+    """One vector per token, (K, D). Errors: ``ValueError`` for a width that was set and is not the codebook's."""
+    if noise.codebook == "random":
+        return unit_vectors(tokenizer.K, noise.dim, generator(seed, _CODEBOOK))
+    table = bits(tokenizer.K) if noise.codebook == "bits" else token_embedding(noise.codebook, tokenizer)
+    if noise.dim not in (ProcessConfig().dim, table.shape[1]):
+        raise ValueError(
+            f"process.dim={noise.dim} with process.codebook={noise.codebook!r}, whose rows have {table.shape[1]}: "
+            "leave process.dim out"
+        )
+    return table
 
 
 def _d3pm(noise: ProcessConfig, tokenizer: Tokenizer) -> tuple[dict[str, Any], Tensors]:
@@ -276,13 +299,6 @@ def _start_from(model: Transformer, path: str) -> None:
             f"({len(names)} weights differ: {'; '.join(facts)})"
         )
     model.load_state_dict(weights)
-
-
-def unit_vectors(K: int, dim: int, seed: int) -> Tensor:
-    """K fixed random vectors of norm 1, (K, dim) float32: at right angles to one another if there is room for that."""
-    drawn = randn((K, dim), generator(seed, _CODEBOOK))
-    rows = torch.linalg.qr(drawn.T).Q.T if dim >= K else F.normalize(drawn, dim=-1)
-    return rows.float().contiguous()
 
 
 def _validation(config: Config, held_out: Packed | None) -> Callable[[int, nn.Module], dict[str, float]] | None:

@@ -54,7 +54,8 @@ def write_model(
 
 def to_json(config: TransformerConfig, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
     """config.json: the keys ``transformers`` expects, the transformer with its process, and what the caller adds."""
-    floating = next(value.dtype for value in tensors.values() if value.is_floating_point())
+    # that of a weight: what a process keeps beside them, such as a fixed codebook, may have another
+    floating = tensors[PREFIX + "head.weight"].dtype
     return {
         "model_type": MODEL_TYPE,
         "architectures": [ARCHITECTURE],
@@ -122,7 +123,7 @@ def is_ours(stored: Mapping[str, Any]) -> bool:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise ValueError(_missing(path))
+        raise ValueError(missing(path))
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -130,7 +131,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: damaged, {error}; copy the folder again") from None
 
 
-def _missing(path: Path) -> str:
+def missing(path: Path) -> str:
     """Why there are no weights to read, and what to do about it."""
     pickled = sorted(one.name for one in path.parent.iterdir() if one.suffix in _PICKLED)
     if not pickled:

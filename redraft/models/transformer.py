@@ -5,12 +5,13 @@ Shapes: B batch, L length, K clean tokens, V input states, D codebook width, E m
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from redraft import processes
+from redraft.errors import unknown
 from redraft.models import contexts, heads
 from redraft.models.layers import HEAD, TIME_FEATURES, Block, Reading, mixed, norm, sinusoids, time_features, widths
 from redraft.models.vectors import Reads, VectorInput
@@ -77,8 +78,8 @@ class Transformer(nn.Module):
         for kept in self._kept:
             given = (tensors or {}).get(kept.name)
             tensor = torch.zeros(kept.shape) if given is None else given.detach().clone()
-            if kept.learned:
-                self.register_parameter(kept.name, nn.Parameter(tensor))
+            if kept.learned:  # a weight like the others, of their precision
+                self.register_parameter(kept.name, nn.Parameter(tensor.to(torch.get_default_dtype())))
             else:
                 self.register_buffer(kept.name, tensor)
         if config.attention == "block":
@@ -165,10 +166,14 @@ class Transformer(nn.Module):
         process = self.process if self.is_gaussian else None
         gamma = evidence = None
         if isinstance(process, Gaussian):
-            z = z.to(self.head.weight)
+            # not in bfloat16, in which weights may be gathered (FSDP): z / sigma^2 weighs tokens against one another
+            z = z.to(self.head.weight.device, torch.promote_types(self.head.weight.dtype, torch.float32))
             gamma = cond["gamma"] if "gamma" in cond else process.gamma(t)[0]
             if self.config.reads != "vectors" or not self.facts.vectors:
                 evidence = process.evidence(z, gamma)
+                if "detached" in cond:
+                    apart = process.detached().evidence(z, gamma)
+                    evidence = torch.where(cond["detached"][:, None, None], apart, evidence)
             x = self.reading(
                 z, gamma, process, None if self.embed is None else self.embed.weight, evidence, cond.get("guess")
             )
@@ -207,6 +212,10 @@ class Transformer(nn.Module):
 
     def _refuse(self, cond: Condition, scores: bool, vectors: bool) -> None:
         """Errors: ``ValueError`` for what this model cannot be told or asked."""
+        if "guess" in cond and not self.config.self_conditioned:
+            raise ValueError("guess told to a model that reads none: set model.self_conditioned, or leave it out")
+        if "gamma" in cond and not self.is_gaussian:
+            raise ValueError(f"gamma told to a model of a {self.config.process['name']} process: leave it out")
         if "labels" in cond:
             raise ValueError("labels told to a model that was trained without any: leave them out")
         if scores and not self.facts.scores:
@@ -238,6 +247,8 @@ def _check(config: TransformerConfig) -> None:
             f"reads={config.reads!r}, self_conditioned={config.self_conditioned} with a {name} process: "
             "both are about vectors; leave them out"
         )
+    if config.reads not in (None, *get_args(Reads)):
+        raise unknown("reads", config.reads, get_args(Reads))
     if config.reads == "vectors" and not config.time_conditioned:
         raise ValueError(
             "reads='vectors' by a model that is not told the time: set time_conditioned, or reads='mixture'"

@@ -38,7 +38,7 @@ class VectorInput(nn.Module):
             evidence = process.evidence(z, gamma) if evidence is None else evidence
             x = torch.softmax(evidence, dim=-1).to(table) @ table
         else:
-            x = self.project(process.input_scale(gamma)[..., None].to(z) * z)
+            x = self.project((process.input_scale(gamma)[..., None].to(z) * z).to(self.project.weight))
         if self.guess is not None and guess is not None:
-            x = x + self.guess(guess.to(z) * process.power**-0.5)
+            x = x + self.guess((guess * process.power**-0.5).to(self.guess.weight))
         return x

@@ -34,13 +34,18 @@ from redraft.objectives.blocks import (
 from redraft.objectives.distil import dcd
 from redraft.objectives.finite import d3pm
 from redraft.objectives.flow_matching import dfm
+from redraft.objectives.gaussian import analog_bits, cdcd, diffusion_lm, langflow, plaid
+from redraft.objectives.given import check_given, with_given
 from redraft.objectives.hybrid import gidd
 from redraft.objectives.masked import maskgit, md4, mdlm, over_counts, radd, some_masked
 from redraft.objectives.per_token import diffusionbert, genmd4
 from redraft.objectives.plain import autoregressive, cross_entropy, nelbo
 from redraft.objectives.score import concrete_score_matching, csm, sedd
 from redraft.objectives.uniform import duo, udlm
-from redraft.processes import Facts, Process, absorbing
+from redraft.processes import Facts, Gaussian, Process, absorbing
+from redraft.processes.gaussian import PREDICTIONS
+from redraft.schedules import gamma_tensors
+from redraft.schedules.gamma import FIXED
 
 OBJECTIVES: dict[str, Spec] = {
     "nelbo": Spec(nelbo, is_bound=True),
@@ -60,6 +65,11 @@ OBJECTIVES: dict[str, Spec] = {
     "d3pm": Spec(d3pm, is_bound=False, processes=("masked", "uniform", "hybrid", "d3pm"), time="discrete"),
     "diffusionbert": Spec(diffusionbert, is_bound=False, processes=("spindle",)),
     "genmd4": Spec(genmd4, is_bound=False, processes=("learned",)),
+    "cdcd": Spec(cdcd, False, ("gaussian",), says="tokens", schedules=("adaptive", "gumbel")),
+    "langflow": Spec(langflow, False, ("gaussian",), says="tokens", schedules=("adaptive", "gumbel")),
+    "plaid": Spec(plaid, True, ("gaussian",), says="tokens", schedules=("plaid",)),
+    "diffusion_lm": Spec(diffusion_lm, False, ("gaussian",), says="vectors"),
+    "analog_bits": Spec(analog_bits, False, ("gaussian",), says="vectors"),
     # one step a token, whatever the process
     "autoregressive": Spec(autoregressive, True, processes=("masked",), attention=("causal",), time="continuous"),
     "any_order": Spec(any_order, True, processes=("masked",), attention=("permuted",), time="continuous"),
@@ -75,8 +85,10 @@ def spec(name: str) -> Spec:
     return OBJECTIVES[name]
 
 
-def get(name: str, **options: Any) -> Objective:
+def get(name: str, given: float | None = None, **options: Any) -> Objective:
     """The objective of a name, with its options set; those that are None keep the objective's own default.
+
+    ``given``: the share of the rows in which a part is given clean, of any objective (``with_given``).
 
     Errors: ``ValueError`` for an unknown name, or an option this objective does not have, naming the nearest.
     """
@@ -86,7 +98,8 @@ def get(name: str, **options: Any) -> Objective:
     for option in chosen:
         if option not in known:
             raise ValueError(f"objective {name!r} has no option {option!r}; it has {sorted(known) or 'none'}")
-    return partial(function, **chosen) if chosen else function
+    objective: Objective = partial(function, **chosen) if chosen else function
+    return objective if given is None else with_given(objective, given)
 
 
 def at(objective: Objective, progress: float) -> Objective:
@@ -97,8 +110,10 @@ def at(objective: Objective, progress: float) -> Objective:
     return scheduled
 
 
-def check(objective: str, process: Process, facts: Facts) -> None:
+def check(objective: str, process: Process, facts: Facts, given: float | None = None) -> None:
     """Refuse, before any step, combinations that cannot train: ``ValueError``."""
+    if given is not None:
+        check_given(process, objective)
     fits = spec(objective)
     if fits.processes and process.name not in fits.processes:
         raise ValueError(
@@ -119,8 +134,31 @@ def check(objective: str, process: Process, facts: Facts) -> None:
             f"objective {objective!r} with model.attention={facts.attention}: it goes together with "
             f"{' or '.join(fits.attention)}; {facts.attention} attention is trained by {', '.join(trained)}"
         )
+    if isinstance(process, Gaussian):
+        _check_vectors(objective, process, facts)
     if not (absorbing(process) or process.vectors or facts.time_conditioned):
         raise ValueError(f"a {process.name} process needs the time: set model.time_conditioned=True")
+
+
+def _check_vectors(objective: str, process: Gaussian, facts: Facts) -> None:
+    """Refuse a head that does not say what the objective is about, and a schedule that nothing would train."""
+    fits, schedule = spec(objective), process.schedule.name
+    if fits.says == "vectors" and not facts.vectors:
+        raise ValueError(
+            f"objective {objective!r} with a model that names tokens: it is about the vectors that a model predicts; "
+            f"set model.head to one of {', '.join(PREDICTIONS)}"
+        )
+    if fits.says == "tokens" and facts.vectors:
+        raise ValueError(
+            f"objective {objective!r} with a model that predicts vectors: it is about the tokens that a model names; "
+            "set model.head=plain, or leave it out"
+        )
+    if gamma_tensors(process.schedule.to_dict()) and schedule not in fits.schedules:
+        trained = [name for name, other in OBJECTIVES.items() if schedule in other.schedules]
+        raise ValueError(
+            f"objective {objective!r} with process.schedule={schedule!r}, which learns, but not from it: use "
+            f"objective {' or '.join(trained)}, or a fixed schedule, {', '.join(FIXED)}"
+        )
 
 
 __all__ = [

@@ -44,7 +44,8 @@ class Spec:
     """An objective, what it fits, and whether its training value is itself a bound on -log p (or exact).
 
     ``processes``: names it is defined for, empty for all; ``attention``: the contexts it trains, any of them; ``time``:
-    whether the process's must be ``continuous``, or ``discrete`` (``process.steps`` is set).
+    whether the process's must be ``continuous``, or ``discrete`` (``process.steps`` is set). ``says``: whether the
+    denoiser must name ``tokens``, or predict ``vectors``. ``schedules``: learned ones that it trains.
     """
 
     function: Callable[..., Loss]
@@ -52,6 +53,8 @@ class Spec:
     processes: tuple[str, ...] = ()
     attention: tuple[Attention, ...] = ("full",)
     time: Literal["any", "continuous", "discrete"] = "any"
+    says: Literal["any", "tokens", "vectors"] = "any"
+    schedules: tuple[str, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------------------------ parts

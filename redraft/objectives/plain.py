@@ -12,7 +12,7 @@ from redraft.objectives.base import (
     log_probs,
     masked_cross_entropy,
 )
-from redraft.objectives.vectors import say, vector_bound
+from redraft.objectives.vectors import answer, bound_parts, draw, total
 from redraft.processes import Denoiser, Gaussian, Process, absorbing
 from redraft.processes.base import log_prob_of
 from redraft.randomness import Generators
@@ -20,10 +20,12 @@ from redraft.randomness import Generators
 
 def nelbo(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators = None) -> Loss:
     """The negative evidence lower bound itself, for every process (see ``Process.nelbo``); nats per token."""
-    z, t, weight = corrupt(process, batch["ids"], u, generator)
     if isinstance(process, Gaussian):
-        value = vector_bound(process, say(denoiser, process, batch, z, t), batch["ids"], t, weight)
-    elif absorbing(process):
+        drawn = draw(denoiser, process, batch["ids"], u, generator)
+        parts = bound_parts(process, answer(denoiser, process, batch, drawn), drawn)
+        return Loss(total(parts), total(parts).detach(), parts)
+    z, t, weight = corrupt(process, batch["ids"], u, generator)
+    if absorbing(process):
         losses = masked_cross_entropy(denoiser, batch, z, t, z == process.mask_id)
         value = weight * process.mask_weight(t) * losses
     else:
@@ -37,14 +39,15 @@ def cross_entropy(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor,
     It teaches the full posterior, so for uniform and hybrid noise it acts on ``to_full`` of the cavity output; fed to
     the raw output it would pull the reverse kernel to another law. Not a bound, but the draw's NELBO is reported.
     """
+    if isinstance(process, Gaussian):
+        drawn = draw(denoiser, process, batch["ids"], u, generator)
+        said = answer(denoiser, process, batch, drawn)
+        value = -log_prob_of(batch["ids"], said.logp)
+        return Loss(value, total(bound_parts(process, said, drawn)).detach())
     z, t, weight = corrupt(process, batch["ids"], u, generator)
     if absorbing(process):
         value = masked_cross_entropy(denoiser, batch, z, t, z == process.mask_id)
         return Loss(value, value.detach() * weight * process.mask_weight(t))
-    if isinstance(process, Gaussian):
-        said = say(denoiser, process, batch, z, t)
-        value = -log_prob_of(batch["ids"], said.logp)
-        return Loss(value, vector_bound(process, said, batch["ids"], t, weight).detach())
     logp = log_probs(denoiser, process, batch, z, t)
     value = -log_full_of(process, batch["ids"], logp, z, t)
     return Loss(value, bound(process, logp.detach(), batch["ids"], z, t, weight))

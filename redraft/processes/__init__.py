@@ -19,7 +19,7 @@ from redraft.processes.gaussian import Channel, Gaussian
 from redraft.processes.matrix import Matrix
 from redraft.processes.noises import hybrid_noise, masked_noise, uniform_noise
 from redraft.processes.per_token import PerToken, learned, spindle
-from redraft.schedules import Gamma, GammaSchedule, Kept, Schedule, gamma_tensors
+from redraft.schedules import Gamma, Kept, Schedule, gamma_tensors
 
 __all__ = [
     "NAMES",
@@ -95,10 +95,10 @@ def gaussian(
 ) -> Gaussian:
     """Gaussian noise on the rows of ``codebook`` (K, D), of kind ``vp``, ``ve`` or ``rf``.
 
-    ``schedule`` is a ``schedules.Gamma``, or the name of a fixed one with its usual ends. ``learned``: the codebook is
+    ``schedule`` is a ``schedules.Gamma``, or the name of one, as training starts with it. ``learned``: the codebook is
     a parameter of the model built for the process; ``normalise``: its rows are read divided by their norms.
     """
-    made = GammaSchedule(schedule) if isinstance(schedule, str) else schedule
+    made = schedules.gamma({"name": schedule}) if isinstance(schedule, str) else schedule
     return Gaussian(codebook, kind, made, learned, normalise)
 
 

@@ -53,7 +53,8 @@ class Condition(TypedDict, total=False):
     (``models.layers.Cache``), all of which are read; with ``store`` those of these positions are put after them.
     ``labels`` (B,) or (B, L) long: the class that a model trained with classes is told. Among vectors, ``guess``
     (B, L, D): what was said of the clean ones before, zeros for nothing; ``gamma`` (B, 1 or L): the noise level itself
-    in place of the one at t, for an objective that moves the schedule by its gradient.
+    in place of the one at t, for an objective that moves the schedule by its gradient; ``detached`` (B,) bool: rows
+    from which no gradient is to reach the codebook.
     """
 
     segments: Tensor
@@ -65,6 +66,7 @@ class Condition(TypedDict, total=False):
     labels: Tensor
     guess: Tensor
     gamma: Tensor
+    detached: Tensor
 
 
 @runtime_checkable

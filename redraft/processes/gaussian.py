@@ -126,24 +126,39 @@ class Channel:
         """1/2 exp(-gamma) gamma'(t) |x - x_hat|^2, ``error`` the square (B, L): nats per token (VDM, eq. 17)."""
         return (0.5 * torch.exp(-gamma) * d_gamma).to(error) * error
 
-    def posterior(self, x: Tensor, z: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (B, L, D) and variance (B, 1 or L, 1) of the reverse kernel q(z_s | z_t, x).
+    def posterior(self, x: Tensor, z: Tensor, t: Tensor, s: Tensor, eta: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Mean (B, L, D) and variance (B, 1 or L, 1) of the reverse kernel q(z_s | z_t, x) of strength ``eta``.
 
-            mean = (1 - c) alpha_s / alpha_t z + c alpha_s x,  variance = c sigma_s^2,  c = 1 - exp(gamma_s - gamma_t)
+            mean = alpha_s x + sqrt(sigma_s^2 - variance) eps,  eps = (z - alpha_t x) / sigma_t
+            variance = eta^2 c sigma_s^2,  c = 1 - exp(gamma_s - gamma_t)
 
-        (VDM, Kingma et al. 2021, eq. 32; the same map as DDPM's.)
+        Every eta in [0, 1] takes q_t(. | x) to q_s(. | x) (DDIM, Song et al. 2020). 1 is Bayes, the kernel that the
+        bound is about: mean (1 - c) alpha_s / alpha_t z + c alpha_s x (VDM, Kingma et al. 2021, eq. 32; the same map
+        as DDPM's). 0 moves z along the probability-flow ODE, by one Euler step in any of its coordinates.
+
+        Errors: ``ValueError`` for an eta outside [0, 1].
         """
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta={eta} is outside [0, 1]: 0 adds no noise, 1 is ancestral")
         gamma_t, gamma_s = self.gamma(t)[0], self.gamma(s)[0]
         (alpha_t, _), (alpha_s, sigma_s) = self.scales(gamma_t), self.scales(gamma_s)
         c = -torch.expm1(gamma_s - gamma_t)
-        keep = ((1 - c) * alpha_s / alpha_t)[..., None]
-        mean = keep.to(z) * z + (c * alpha_s)[..., None].to(z) * x.to(z)
-        return mean, (c * sigma_s**2)[..., None]
+        # u - x shrinks by e^shrink: neither factor is a difference of close numbers, however short or long the step
+        shrink = (gamma_s - gamma_t + torch.log1p(-(eta**2) * c)) / 2
+        keep, give = shrink.exp() * alpha_s / alpha_t, -torch.expm1(shrink) * alpha_s
+        mean = keep[..., None].to(z) * z + give[..., None].to(z) * x.to(z)
+        return mean, (eta**2 * c * sigma_s**2)[..., None]
+
+    def step(self, x: Tensor, z: Tensor, t: Tensor, s: Tensor, eta: float, generator: Generators = None) -> Tensor:
+        """Draw z at s from ``posterior`` of strength ``eta``, without a draw where that is 0; (B, L, D)."""
+        mean, variance = self.posterior(x, z, t, s, eta)
+        if eta == 0:
+            return mean
+        return mean + (variance.sqrt() * randn(z.shape, generator, z.device)).to(mean)
 
     def ancestral(self, x: Tensor, z: Tensor, t: Tensor, s: Tensor, generator: Generators = None) -> Tensor:
-        """Draw z at s from ``posterior``; (B, L, D)."""
-        mean, variance = self.posterior(x, z, t, s)
-        return mean + (variance.sqrt() * randn(z.shape, generator, z.device)).to(mean)
+        """``step`` at full strength: z at s by Bayes; (B, L, D)."""
+        return self.step(x, z, t, s, 1.0, generator)
 
     def input_scale(self, gamma: Tensor) -> Tensor:
         """1 / sqrt(alpha^2 power + sigma^2): gives z coordinates of variance 1 (EDM's c_in), float64, gamma's shape."""
@@ -205,6 +220,11 @@ class Gaussian(Channel):
         table = self.table if isinstance(self.table, nn.Parameter) else self.table.to(device)
         schedule = self.schedule.to(device)
         return type(self)(table, self.kind, schedule, self.learned, self.normalise, self.power)
+
+    def detached(self) -> Self:
+        """The same process, whose codebook no gradient reaches."""
+        table = self.table.detach()
+        return type(self)(table, self.kind, self.schedule, self.learned, self.normalise, self.power)
 
     def mean(self, p0: Tensor) -> Tensor:
         """x = p0 @ codebook, the denoised vector; (B, L, D)."""

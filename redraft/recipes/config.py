@@ -43,7 +43,7 @@ class ProcessConfig:
     kind: Literal["vp", "ve", "rf"] = "vp"
     """Gaussian: variance preserving, variance exploding or rectified flow."""
     dim: int = Field(default=16, ge=1)
-    """Gaussian: width D of the codebook."""
+    """Gaussian: width D of a random codebook; others have their own."""
     gamma_min: float = -4.0
     """Gaussian: -log SNR at t = 0."""
     gamma_max: float = 6.0
@@ -94,6 +94,12 @@ class LossConfig:
     """bd3lm: least mask rate drawn."""
     mask_max: float | None = Field(default=None, gt=0.0, le=1.0)
     """bd3lm: greatest mask rate drawn."""
+    self_condition: float | None = Field(default=None, ge=0.0, le=1.0)
+    """cdcd, langflow, plaid, diffusion_lm, analog_bits: share of rows that a self_conditioned model is asked twice."""
+    target: Literal["x0", "epsilon", "v", "velocity", "edm"] | None = None
+    """diffusion_lm and analog_bits: what the squared error is measured on, whatever the model predicts."""
+    given: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Any objective without masks: share of rows in which a part is given clean, which infilling by ``told`` needs."""
     teacher: str | None = None
     """dcd: folder of the model to distil."""
     jump: float | None = Field(default=None, gt=0.0, le=1.0)
