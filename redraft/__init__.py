@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from redraft import guidance, objectives, recipes, schedules
     from redraft.data import Tokenizer, toy
+    from redraft.dglm.model import DGLM
     from redraft.distillation import distil
     from redraft.evaluation import Likelihood, distinct_n, likelihood, unigram_entropy
-    from redraft.guidance import cfg, classifier_guided
+    from redraft.guidance import cfg, classifier_guided, gradient_guided, token_guided
     from redraft.lm import LM, Generation
     from redraft.models import Transformer, TransformerConfig
     from redraft.processes import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DGLM",
     "LM",
     "Config",
     "Denoiser",
@@ -55,6 +57,7 @@ __all__ = [
     "distil",
     "distinct_n",
     "gaussian",
+    "gradient_guided",
     "guidance",
     "hybrid",
     "learned",
@@ -69,6 +72,7 @@ __all__ = [
     "self_correct",
     "semi_autoregressive",
     "spindle",
+    "token_guided",
     "toy",
     "train",
     "uniform",
@@ -85,9 +89,10 @@ _MODULES = {
 }
 _NAMES = {
     "redraft.data": ("Tokenizer",),
+    "redraft.dglm.model": ("DGLM",),
     "redraft.distillation": ("distil",),
     "redraft.evaluation": ("Likelihood", "distinct_n", "likelihood", "unigram_entropy"),
-    "redraft.guidance": ("cfg", "classifier_guided"),
+    "redraft.guidance": ("cfg", "classifier_guided", "gradient_guided", "token_guided"),
     "redraft.lm": ("LM", "Generation"),
     "redraft.models": ("Transformer", "TransformerConfig"),
     "redraft.processes": (

@@ -1,15 +1,14 @@
-"""The command line: train, distil, generate, infill, evaluate, study, list. Options have the names of the Python API.
+"""The command line: train, distil, generate, infill, edit, evaluate, study, list.
 
-What a command measured or wrote goes to standard output, all else to standard error. A mistake of the user's is one
-line and exit code 2, an interrupt one line and 130; a traceback is a fault of ours. Nothing heavy is imported before a
-command needs it.
+Options have the names of the Python API. What a command measured or wrote goes to standard output, all else to standard
+error. A mistake of the user's is one line and exit code 2, an interrupt one line and 130; a traceback is a fault of
+ours. Nothing heavy is imported before a command needs it.
 """
 
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,12 +17,13 @@ import typer
 from typer.core import TyperGroup
 
 from redraft import __version__
+from redraft.dglm.commands import app as dglm
 from redraft.errors import unknown
 from redraft.options import ARGUMENTS, FIELDS, TrainCommand
-from redraft.printing import likelihood_rows, print_json, print_rows, print_table, print_texts
+from redraft.printing import likelihood_rows, print_json, print_rows, print_table, write
 
 if TYPE_CHECKING:
-    from redraft.lm import LM, Generation
+    from redraft.lm import LM
     from redraft.runs import Run
 
 INTERRUPTED, MISTAKE = 130, 2
@@ -71,6 +71,7 @@ def _kinds(incomplete: str) -> list[str]:
 
 
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, help="Diffusion language models.")
+app.add_typer(dglm, name="dglm")
 
 Model = Annotated[str, typer.Argument(help="A run's folder, a saved model, or a Hugging Face id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -86,6 +87,11 @@ Words = Annotated[
     str | None, typer.Option("--tokenizer", help="Released checkpoints: another tokenizer's folder or id.")
 ]
 Family = Annotated[str | None, typer.Option(help="Released checkpoints that do not tell. See: redraft list families.")]
+Given = Annotated[str | None, typer.Option(help="How given tokens stand amid noise: noised, clean or told.")]
+Resample = Annotated[int, typer.Option(help="Jumps back in each step, where given tokens are noised.")]
+Select = Annotated[
+    str | None, typer.Option(help="Print the one of --num texts most like the others: bleu, chrf, agreement, edits.")
+]
 Show = Annotated[bool, typer.Option("--trace", help="Show the draft of the first text step by step.")]
 Svg = Annotated[Path | None, typer.Option(help="Save the drafts of the first text as a picture.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; cpu unless given.")]
@@ -150,6 +156,9 @@ def generate(
     sampler: SamplerName = None,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
+    given: Given = None,
+    resample: Resample = 0,
+    select: Select = None,
     seed: Seed = 0,
     device: Device = None,
     tokenizer: Words = None,
@@ -161,7 +170,9 @@ def generate(
     """Write text, from nothing or after a prompt."""
     lm = _load(model, device, tokenizer, family)
     common = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "seed": seed}
-    _write(lm, partial(lm.generate, prompt, length=length, stride=stride, **common), show, svg, as_json)
+    common |= {"given": given, "resample": resample}
+    draw = partial(lm.generate, prompt, length=length, stride=stride, **common)
+    write(lm, draw, select, show, svg, as_json)
 
 
 @app.command()
@@ -173,6 +184,9 @@ def infill(
     sampler: SamplerName = None,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
+    given: Given = None,
+    resample: Resample = 0,
+    select: Select = None,
     seed: Seed = 0,
     device: Device = None,
     tokenizer: Words = None,
@@ -184,7 +198,32 @@ def infill(
     """Fill the gaps of a text, "The [MASK:3] of France"; a backslash before [MASK] makes it text."""
     lm = _load(model, device, tokenizer, family)
     common = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "seed": seed}
-    _write(lm, partial(lm.infill, text, **common), show, svg, as_json)
+    write(lm, partial(lm.infill, text, given=given, resample=resample, **common), select, show, svg, as_json)
+
+
+@app.command()
+def edit(
+    model: Model,
+    text: Annotated[str, typer.Argument(help="The text to redraft; a [MASK] in it is text.")],
+    strength: Annotated[float, typer.Option(help="The t it is noised to: 0 changes nothing, 1 keeps nothing.")] = 0.5,
+    steps: Steps = None,
+    num: Num = 1,
+    sampler: SamplerName = None,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    select: Select = None,
+    seed: Seed = 0,
+    device: Device = None,
+    tokenizer: Words = None,
+    family: Family = None,
+    show: Show = False,
+    svg: Svg = None,
+    as_json: Json = False,
+) -> None:
+    """Redraft a text: noise it to t = strength, and denoise it from there."""
+    lm = _load(model, device, tokenizer, family)
+    common = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "seed": seed}
+    write(lm, partial(lm.edit, text, strength=strength, **common), select, show, svg, as_json, text)
 
 
 @app.command()
@@ -196,6 +235,9 @@ def evaluate(
     seed: Seed = 0,
     text_field: Annotated[str, typer.Option(help="Field of .jsonl and .parquet records that holds the text.")] = "text",
     samples: Annotated[int, typer.Option(help="Also draw this many texts and measure how varied they are.")] = 0,
+    estimator: Annotated[str | None, typer.Option(help="vlb or ode (vectors only); the best unless given.")] = None,
+    ode_steps: Annotated[int | None, typer.Option(help="Heun steps of the ODE; 64 unless given.")] = None,
+    ode_probes: Annotated[int | None, typer.Option(help="Probes of its trace a call, 0 exact; 1 unless given.")] = None,
     device: Device = None,
     tokenizer: Words = None,
     family: Family = None,
@@ -203,7 +245,8 @@ def evaluate(
 ) -> None:
     """Measure how likely a text is under a model: a bound with its error bar (95%)."""
     lm = _load(model, device, tokenizer, family)
-    result = lm.evaluate(data, draws=draws, rows=rows, seed=seed, text_field=text_field).to_dict()
+    measure = partial(lm.evaluate, estimator=estimator, ode_steps=ode_steps, ode_probes=ode_probes)
+    result = measure(data, draws=draws, rows=rows, seed=seed, text_field=text_field).to_dict()
     table = likelihood_rows(result)
     if samples:
         result["samples"] = _variety(lm, samples, seed)
@@ -288,34 +331,6 @@ def _load(model: str, device: str | None, tokenizer: str | None = None, family: 
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"device {device!r} is not to be had ({reason}); leave it out") from None
     return load(model, device, tokenizer=tokenizer, family=family)
-
-
-def _write(
-    lm: "LM",
-    draw: "Callable[..., Generation]",
-    show: bool,
-    svg: Path | None,
-    as_json: bool,
-) -> None:
-    """Draw texts, show how if asked, and print them."""
-    from rich.console import Console
-
-    from redraft.trace import Trace
-
-    if svg is not None and (svg.is_dir() or not svg.absolute().parent.is_dir()):
-        raise ValueError(f"--svg {str(svg)!r}: name a file in a folder that exists")
-    if show or svg:
-        with Trace(lm, Console(stderr=as_json) if show else None) as trace:
-            written = draw(callback=trace)
-            trace.finish(written.tokens)
-        if svg:
-            trace.save_svg(svg, title="redraft " + " ".join(sys.argv[1:2]))
-    else:
-        written = draw()
-    if as_json:
-        print_json(written.to_dict())
-    else:
-        print_texts(written)
 
 
 def _variety(lm: "LM", num: int, seed: int) -> dict[str, float]:

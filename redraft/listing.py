@@ -97,6 +97,12 @@ def _fields() -> list[Entry]:
     return [entry for entry in _leaves(Config, "") if entry["name"] != "recipe"]
 
 
+def _dglm() -> list[Entry]:
+    from redraft.dglm.config import DGLMConfig
+
+    return [entry for entry in _leaves(DGLMConfig, "") if entry["name"] != "recipe"]
+
+
 def _leaves(cls: Any, prefix: str) -> list[Entry]:
     """The leaf fields below a configuration class: dotted name, default, the choice if it is one, documentation."""
     notes = _attribute_docs(cls)
@@ -136,4 +142,5 @@ KINDS: dict[str, Callable[[], list[Entry]]] = {
     "tokenizers": _tokenizers,
     "studies": _studies,
     "fields": _fields,
+    "dglm": _dglm,
 }

@@ -1,7 +1,7 @@
 """A language model one can talk to: process, denoiser and tokenizer together, whatever the family."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from redraft.data import Tokenizer, load_text
-from redraft.evaluation import Likelihood, likelihood, variety
+from redraft.evaluation import Likelihood, likelihood, mbr, variety
+from redraft.evaluation.mbr import Choice, Gain
 from redraft.models import Transformer, folder, released
 from redraft.models.dit import DiTDenoiser
 from redraft.processes import Process
@@ -30,7 +31,7 @@ class _Common(TypedDict, total=False):
     callback: Callback | None
 
 
-class Options(_Common, total=False):
+class Draws(_Common, total=False):
     """Options of ``sample`` that writing texts shares; see there."""
 
     num: int
@@ -38,12 +39,23 @@ class Options(_Common, total=False):
     seeds: Sequence[int] | None
 
 
+class Options(Draws, total=False):
+    """Those, and the two that say how given tokens stand on the canvas; see ``sample``."""
+
+    given: str | None
+    resample: int
+
+
 @dataclass(frozen=True)
 class Generation:
-    """Texts as written, prompt included, with what they cost and the seeds that write each of them again, alone."""
+    """Texts as written, prompt included, with what they cost and the seeds that write each of them again, alone.
+
+    ``choice`` says how the text came to be selected, if it was (``select``); what it cost is then the cost of all.
+    """
 
     texts: list[str]
     samples: Samples
+    choice: Choice | None = None
 
     @property
     def text(self) -> str:
@@ -55,14 +67,31 @@ class Generation:
         """(B, L) ids."""
         return self.samples.tokens
 
+    def select(self, gain: str | Gain = "bleu") -> "Generation":
+        """The one text that agrees best with the others: minimum Bayes risk under ``gain``, the first of equals.
+
+        Names are those of ``redraft.evaluation.mbr.GAINS``; a function (hypothesis, reference) is given texts. To draw
+        many and keep one: ``lm.generate(num=50).select("bleu")``. Errors: ``ValueError`` for an unknown gain.
+        """
+        rows: list[Any] = self.tokens.tolist() if gain in mbr.OF_ROWS else self.texts
+        choice = mbr.choose(rows, gain)
+        kept = slice(choice.index, choice.index + 1)
+        samples = replace(self.samples, tokens=self.tokens[kept], seeds=self.samples.seeds[kept])
+        return Generation(self.texts[kept], samples, choice)
+
     def to_dict(self) -> dict[str, Any]:
-        """``samples`` with text and seed; ``nfe`` and ``positions``, what they cost; and how varied the rows are."""
+        """``samples`` with text and seed; ``nfe`` and ``positions``, what they cost; and how varied the rows are.
+
+        Of a selected text also ``choice``: its index, mean gain, and the number it was chosen from.
+        """
         pairs = zip(self.texts, self.samples.seeds, strict=True)
+        chosen: dict[str, Any] = {} if self.choice is None else {"choice": asdict(self.choice)}
         return {
             "samples": [{"text": text, "seed": seed} for text, seed in pairs],
             "nfe": self.samples.nfe,
             "positions": self.samples.positions,
             **variety(self.tokens.tolist()),
+            **chosen,
         }
 
 
@@ -154,6 +183,25 @@ class LM:
             raise ValueError(f"the text has {len(row)} tokens, the model was trained on {self.context}: shorten it")
         return self._write(row, options)
 
+    def edit(self, text: str, *, strength: float = 0.5, **options: Unpack[Draws]) -> Generation:
+        """Redraft ``text``: noise it to t = ``strength`` and denoise it from there (SDEdit; ``sample`` says more).
+
+        0 returns it as it is, 1 writes as from nothing; between them, the less of it is kept the greater the strength.
+        ``text`` is text, whatever it spells: a [MASK] in it is no mask. The options are those of
+        ``sample``.
+
+        Errors: ``ValueError`` for an empty text or one longer than the trained context, a strength outside [0, 1], a
+        model that writes in one order only.
+        """
+        ids = self.tokenizer.encode(text)
+        if not 1 <= len(ids) <= self.context:
+            raise ValueError(
+                f"a text of {len(ids)} tokens to redraft, and the model was trained on {self.context}: "
+                f"pass one of 1 to {self.context} tokens"
+            )
+        write = partial(sample, self.process, self.denoiser, canvas=torch.tensor(ids), strength=strength)
+        return self._draw(write, len(ids), cast(Options, options))
+
     def _write(self, row: Sequence[int | None], options: Options) -> Generation:
         """Draw texts of one canvas, None where it is free."""
         canvas = torch.tensor([0 if token is None else token for token in row])
@@ -179,11 +227,31 @@ class LM:
         return Generation([self.decode(one) for one in tokens], Samples(tokens, nfe, positions, list(seeds)))
 
     def evaluate(
-        self, source: str | Path, *, draws: int = 4, rows: int | None = None, seed: int = 0, text_field: str = "text"
+        self,
+        source: str | Path,
+        *,
+        draws: int = 4,
+        rows: int | None = None,
+        seed: int = 0,
+        text_field: str = "text",
+        estimator: str | None = None,
+        ode_steps: int | None = None,
+        ode_probes: int | None = None,
     ) -> Likelihood:
         """The bound on a text (file, folder, embedded corpus), in rows of the trained context; see ``likelihood``."""
         packed = load_text(source, self.tokenizer, self.context, text_field, self.about.get("isolate_documents", False))
-        return likelihood(self.denoiser, self.process, packed, draws=draws, rows=rows, seed=seed, device=self.device)
+        return likelihood(
+            self.denoiser,
+            self.process,
+            packed,
+            draws=draws,
+            rows=rows,
+            seed=seed,
+            device=self.device,
+            estimator=estimator,
+            ode_steps=ode_steps,
+            ode_probes=ode_probes,
+        )
 
     def save(self, path: str | Path) -> None:
         """Store the model as a folder that ``LM.load`` reads, in the layout it came in.

@@ -1,6 +1,6 @@
 """A recipe's fields as options of the command line: ``--train.lr 3e-4``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,11 +17,27 @@ class TrainCommand(TyperCommand):
         own = [name for parameter in self.get_params(ctx) for name in parameter.opts if name.startswith("-")]
         ctx.meta[ARGUMENTS] = list(args)
         if not ctx.resilient_parsing:  # which is a shell asking for completions
-            args, ctx.meta[FIELDS] = split_fields(args, own)
+            args, ctx.meta[FIELDS] = split_fields(args, own, self.known, self.listed)
         return super().parse_args(ctx, args)
 
+    listed = "fields"
+    """What ``redraft list`` calls the fields."""
 
-def split_fields(args: Sequence[str], own: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    def known(self) -> list[str]:
+        """The dotted names of the fields."""
+        return recipe_fields()
+
+
+def recipe_fields() -> list[str]:
+    """The dotted names of all fields of a ``recipes.Config``."""
+    from redraft.recipes import Config, field_names
+
+    return field_names(Config)
+
+
+def split_fields(
+    args: Sequence[str], own: Sequence[str], known: Callable[[], list[str]] = recipe_fields, listed: str = "fields"
+) -> tuple[list[str], dict[str, str]]:
     """Take ``--train.lr 3e-4`` and ``--train.lr=3e-4`` out of ``args``: the rest, and {"train.lr": "3e-4"}.
 
     Errors: ``ValueError`` for an option that is neither a field nor in ``own``, naming the nearest.
@@ -36,7 +52,7 @@ def split_fields(args: Sequence[str], own: Sequence[str]) -> tuple[list[str], di
         if not arg.startswith("--") or option in own:
             rest.append(arg)
             continue
-        name = _field(option, own)
+        name = _field(option, own, known(), listed)
         value = value if given else next(remaining, None)
         if value is None:
             raise ValueError(f"{option} needs a value: {option} VALUE")
@@ -44,14 +60,12 @@ def split_fields(args: Sequence[str], own: Sequence[str]) -> tuple[list[str], di
     return rest, values
 
 
-def _field(option: str, own: Sequence[str]) -> str:
-    from redraft.recipes import Config, field_names
-
-    fields = [name for name in field_names(Config) if name != "recipe"]
+def _field(option: str, own: Sequence[str], known: Sequence[str], listed: str) -> str:
+    fields = [name for name in known if name != "recipe"]
     name = option.removeprefix("--")
     if name in fields:
         return name
     options = [*own, *(f"--{field}" for field in fields)]
     near = [one for one in options if one.endswith(f".{name}")] or get_close_matches(option, options, n=1, cutoff=0.5)
     hint = f" did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown option {option!r};{hint} 'redraft list fields' shows every field of a recipe")
+    raise ValueError(f"unknown option {option!r};{hint} 'redraft list {listed}' shows every field of a recipe")

@@ -3,13 +3,14 @@
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from redraft.lm import Generation
+    from redraft.lm import LM, Generation
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -66,5 +67,43 @@ def print_texts(written: "Generation") -> None:
         if len(written.texts) > 1:
             typer.echo(f"-- {i} of {len(written.texts)}, seed {seed}", err=True)
         typer.echo(visible(text, keep="\n\t") if sys.stdout.isatty() else text)
+    if written.choice is not None and written.choice.score is not None:
+        one = written.choice
+        typer.echo(f"text {one.index + 1} of {one.count}, mean {one.gain} {one.score:.3f} with the others", err=True)
     variety = written.to_dict()
     typer.echo(f"{variety['nfe']} denoiser calls, unigram entropy {variety['unigram_entropy']:.3f} nats", err=True)
+
+
+def write(
+    lm: "LM",
+    draw: "Callable[..., Generation]",
+    select: str | None,
+    show: bool,
+    svg: Path | None,
+    as_json: bool,
+    before: str | None = None,
+) -> None:
+    """Draw texts, ``before`` being what is redrafted; show how if asked, select one if asked, and print them."""
+    from rich.console import Console
+
+    from redraft.evaluation import mbr
+    from redraft.trace import Trace
+
+    if select is not None:
+        mbr.get(select)  # refused before anything is drawn
+    if svg is not None and (svg.is_dir() or not svg.absolute().parent.is_dir()):
+        raise ValueError(f"--svg {str(svg)!r}: name a file in a folder that exists")
+    if show or svg:
+        start = None if before is None else lm.tokenizer.encode(before)
+        with Trace(lm, Console(stderr=as_json) if show else None, start) as trace:
+            written = draw(callback=trace)
+            trace.finish(written.tokens)
+        if svg:
+            trace.save_svg(svg, title="redraft " + " ".join(sys.argv[1:2]))
+    else:
+        written = draw()
+    written = written if select is None else written.select(select)
+    if as_json:
+        print_json(written.to_dict())
+    else:
+        print_texts(written)

@@ -1,6 +1,7 @@
 """A draft changing under one's eyes: a sampling callback that draws each step in the terminal or as a picture."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -47,15 +48,17 @@ class Trace:
 
     On a terminal the draft changes in place, elsewhere each step prints a line; with ``console=None`` nothing is shown
     and ``save_svg`` draws the picture. Masks are grey blocks, tokens written in a step green, tokens written over
-    another yellow, given ones blue.
+    another yellow, given ones blue. ``before`` are the ids of a text that is redrafted: what stays of it was not
+    written.
     """
 
-    def __init__(self, lm: "LM", console: Console | None = None) -> None:
+    def __init__(self, lm: "LM", console: Console | None = None, before: Sequence[int] | None = None) -> None:
         self.frames: list[Frame] = []
         self._tokenizer, self._mask_id = lm.tokenizer, lm.process.mask_id
         self._joint = _joint(lm.tokenizer)
         self._block = "░" if lm.tokenizer.kind in ("bytes", "chars") else "░░░"
         self._given: list[bool] = []
+        self._before = before
         self._steps, self._over = 0, False
         self._console = console
         self._live = Live(console=console, auto_refresh=False) if console and console.is_terminal else None
@@ -80,7 +83,7 @@ class Trace:
 
     def finish(self, tokens: "Tensor") -> None:
         """Show the finished text where it is not the last draft: vectors are rounded to tokens after the last step."""
-        if tokens[0].tolist() != self.frames[-1].ids:
+        if not self.frames or tokens[0].tolist() != self.frames[-1].ids:
             self._add("final text", 0.0, tokens)
 
     def text(self, frame: Frame) -> Text:
@@ -117,6 +120,7 @@ class Trace:
     def _marks(self, ids: list[int]) -> list[Mark]:
         # before the first step all was mask, or noise that nobody has seen
         unseen = ids if self._mask_id is None else [self._mask_id] * len(ids)
+        unseen = unseen if self._before is None else list(self._before)
         before = self.frames[-1].ids if self.frames else unseen
         before = before + unseen[len(before) :]  # a text longer than its first window, which is what was seen
         given = self._given + [False] * (len(ids) - len(self._given))

@@ -1,13 +1,16 @@
 """Unbiased draws of the bound, and which of them a denoiser allows."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from redraft import objectives
+from redraft.errors import unknown
+from redraft.evaluation import ode
 from redraft.models import contexts
 from redraft.objectives import Batch, over_counts
-from redraft.processes import Denoiser, Process, absorbing
+from redraft.processes import Denoiser, Gaussian, Process, absorbing
 from redraft.randomness import Generators
 
 Score = Callable[[Denoiser, Process, Batch, Tensor, Generators], Tensor]
@@ -57,6 +60,15 @@ def over_orders(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, g
     return objectives.any_order(denoiser, process, batch, u, generator).bound
 
 
+def over_flow(
+    denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators, steps: int, probes: int
+) -> Tensor:
+    """The bound of the probability-flow ODE from one draw of z at t = 0 (``ode.bound``); u is idle."""
+    assert isinstance(process, Gaussian)
+    z = process.corrupt(batch["ids"], u.new_zeros(len(u)), generator)
+    return ode.bound(denoiser, process, batch, z, generator, steps, probes)
+
+
 ESTIMATORS: dict[Score, str] = {
     exact: "chain rule, exact",
     over_times: "continuous-time NELBO, stratified t",
@@ -89,3 +101,45 @@ def choose(denoiser: Denoiser, process: Process) -> Score:
     if steps is not None:
         return over_steps
     return over_counts if absorbing(process) and not denoiser.facts.time_conditioned else over_times
+
+
+NAMES = ("vlb", "ode")
+
+
+def get(
+    name: str | None, denoiser: Denoiser, process: Process, ode_steps: int | None = None, ode_probes: int | None = None
+) -> tuple[Score, str]:
+    """The estimator of a name and what a figure by it must be quoted with; ``choose`` decides unless given.
+
+    ``vlb``: the NELBO as an integral over noise levels, or a sum over a chain's steps. ``ode``: the bound of a Gaussian
+    process's probability-flow ODE by ``ode_steps`` of Heun's method, ``ode_probes`` for its trace (``ode.bound``).
+
+    Errors: ``ValueError`` for an unknown name, one that does not fit the model, options of the ODE to any other.
+    """
+    if name not in (None, *NAMES):
+        raise unknown("estimator", name, NAMES)
+    if name == "ode":
+        return _flow(process, ode.STEPS if ode_steps is None else ode_steps, 1 if ode_probes is None else ode_probes)
+    for option, value in (("ode_steps", ode_steps), ("ode_probes", ode_probes)):
+        if value is not None:
+            raise ValueError(f"{option}={value} without the ODE: pass estimator='ode' with it, or leave it out")
+    score = choose(denoiser, process)
+    if name == "vlb":
+        attention = denoiser.facts.attention
+        if attention != "full":
+            raise ValueError(
+                f"estimator='vlb' of a denoiser whose attention is {attention!r}, which has an estimator of its own, "
+                f"{ESTIMATORS[score]!r}: leave it out"
+            )
+        score = over_times if getattr(process, "steps", None) is None else over_steps
+    return score, ESTIMATORS[score]
+
+
+def _flow(process: Process, steps: int, probes: int) -> tuple[Score, str]:
+    if not isinstance(process, Gaussian):
+        raise ValueError(
+            f"estimator='ode' of a {process.name} process: only vectors flow, tokens jump; use 'vlb' or leave it out"
+        )
+    trace = {0: "exact trace", 1: "Hutchinson trace"}.get(probes, f"Hutchinson trace of {probes} probes")
+    name = f"probability-flow ODE, Heun of {steps} steps, {trace}"
+    return partial(over_flow, steps=steps, probes=probes), name

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from redraft import objectives
 from redraft.data import Packed
-from redraft.evaluation.estimators import ESTIMATORS, EXACT, Score, choose
+from redraft.evaluation.estimators import EXACT, Score, get
 from redraft.processes import Denoiser, Process
 from redraft.processes.base import device_of
 from redraft.processes.time import stratified
@@ -60,6 +60,9 @@ def likelihood(
     rows: int | None = None,
     seed: int = 0,
     device: Device = None,
+    estimator: str | None = None,
+    ode_steps: int | None = None,
+    ode_probes: int | None = None,
 ) -> Likelihood:
     """The NELBO of ``packed`` (exact NLL for a causal denoiser), nats per valid token.
 
@@ -69,14 +72,20 @@ def likelihood(
     the integral over t (RADD's k-DCE, arXiv 2406.03736) without the rare weights of 1 / t that upset an error bar.
     A block model is scored so block by block, and one of any order in random orders, exactly in each.
 
-    Errors: ``ValueError`` for fewer than 1 draw or 2 rows.
+    ``estimator``: the one of least variance that the model allows, unless given: ``vlb``, the NELBO as an integral over
+    noise levels, or ``ode``, the bound of a Gaussian process's probability-flow ODE by ``ode_steps`` (64) of Heun's
+    method and ``ode_probes`` (1; 0 is exact) for its trace, which draws no noise levels (``ode.bound``). What the steps
+    err is in neither the bound nor its error bar: double them to see it.
+
+    Errors: ``ValueError`` for fewer than 1 draw or 2 rows, an estimator that is unknown or does not fit the model, and
+    ``ode_steps`` or ``ode_probes`` for any but ``ode``.
     """
     if draws < 1:
         raise ValueError(f"draws={draws}: take at least one")
     if len(packed) < 2 or (rows is not None and rows < 2):
         raise ValueError(f"{min(len(packed), rows or 2)} rows: an error bar needs at least 2; pass a longer text")
     device = device_of(denoiser) if device is None else device
-    score = choose(denoiser, process)
+    score, name = get(estimator, denoiser, process, ode_steps, ode_probes)
     exact = score in EXACT
     draws = 1 if exact else draws
     chosen = np.arange(len(packed)) if rows is None else np.linspace(0, len(packed) - 1, min(rows, len(packed)))
@@ -94,7 +103,7 @@ def likelihood(
         bits_per_char=None if per_char is None else mean * per_char,
         bits_per_char_error=None if per_char is None else error * per_char,
         perplexity=math.exp(mean) if mean < _EXP_LIMIT else math.inf,
-        estimator=ESTIMATORS[score],
+        estimator=name,
         is_bound=not exact,
         draws=draws,
         rows=len(chosen),

@@ -6,18 +6,48 @@
 authors run it: how soon a token is written stays as it was. For one position it draws the tilted law itself whatever
 the noise, because q(z | x) is the same in both posteriors. ``cfg_posteriors`` mixes the reverse kernels, which is what
 those authors do under uniform noise. For several positions neither draws the tilted law, in any number of steps.
+
+Among vectors there is a third, which draws it for no position: ``cfg(..., space="vectors")`` mixes what is said of the
+clean vectors, weight x_c + (1 - weight) x_u, as those who predict vectors do (Ho & Salimans 2022). That is the same as
+mixing epsilon, v or the score; x may then leave the convex hull of the codebook, which mixed tokens never do.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from redraft.processes import Denoiser, Facts, Process, absorbing
+from redraft.errors import unknown
+from redraft.processes import Denoiser, Facts, Gaussian, Process, absorbing
 from redraft.randomness import categorical
 from redraft.sampling.samplers import Draw, Query, Sampler, Tokens, over_tokens
+
+Space = Literal["tokens", "vectors"]
+"""What is mixed: log p of tokens, or clean vectors."""
+
+
+def from_w(w: float) -> float:
+    """The weight here of those who write (1 + w) conditional - w unconditional: 1 + w (Ho & Salimans; Muse; LLaDA).
+
+    No conversion is needed of scales of which 1 is the conditional model: those of GLIDE, Imagen, diffusers and ELF,
+    gamma of D-CFG and Duo, the g of classifier guidance, PLAID's lambda. Diffusion-LM's lambda weighs fluency, the
+    opposite, and has no counterpart.
+    """
+    return 1 + w
+
+
+def from_temperature(temperature: float) -> float:
+    """The weight here of a guidance temperature (Nisonoff et al. 2024): 1 / T, 0 for an infinite one.
+
+    Errors: ``ValueError`` unless T is above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature={temperature}: a guidance temperature is above 0, and 1 is the conditional model"
+        )
+    return 1 / temperature
 
 
 def mix(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
@@ -38,9 +68,18 @@ def mix(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
 class Guided(torch.nn.Module):
     """Two denoisers as one; made by ``cfg``. The conditional one is told ``cond``, the other ``null``."""
 
-    def __init__(self, conditional: Denoiser, unconditional: Denoiser, weight: float, null: Any) -> None:
+    def __init__(
+        self,
+        conditional: Denoiser,
+        unconditional: Denoiser,
+        weight: float,
+        null: Any,
+        space: Space = "tokens",
+        process: Gaussian | None = None,
+    ) -> None:
         super().__init__()
         self.conditional, self.unconditional, self.weight, self.null = conditional, unconditional, weight, null
+        self.space, self.process = space, process
 
     @property
     def facts(self) -> Facts:
@@ -50,26 +89,57 @@ class Guided(torch.nn.Module):
             one,
             time_conditioned=any(facts.time_conditioned for facts in asked),
             forwards=sum(facts.forwards for facts in asked),
+            vectors=asked[0].vectors if len(asked) == 1 else self.space == "vectors",
+            self_conditioned=any(facts.self_conditioned for facts in asked),
             selective=False,
             scores=False,
             caches=False,
         )
 
-    def forward(self, z: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """log p of shape (B, L, K). Errors: ``ValueError`` where both would be asked the very same."""
-        if self.weight == 1:
-            return self.conditional(z, t, cond)
-        if self.weight == 0:
-            return self.unconditional(z, t, self.null)
-        if self.conditional is self.unconditional and cond is self.null:
+    def forward(self, z: Tensor, t: Tensor, cond: Any = None, vectors: bool = False) -> Tensor:
+        """log p (B, L, K), or clean vectors (B, L, D). Errors: ``ValueError`` where both would be asked the same."""
+        own, guess = _apart(cond)
+        if self.weight not in (0, 1) and self.conditional is self.unconditional and own is self.null:
             raise ValueError(
-                f"cfg asks one denoiser twice with cond {cond!r}, so there is nothing to mix: "
+                f"cfg asks one denoiser twice with cond {own!r}, so there is nothing to mix: "
                 "pass cond to sample, or an unconditional denoiser to cfg"
             )
-        return mix(self.conditional(z, t, cond), self.unconditional(z, t, self.null), self.weight)
+        said: list[Tensor] = []
+        for side, told, idle in ((self.conditional, own, 0), (self.unconditional, self.null, 1)):
+            if self.weight == idle:
+                continue
+            told = {**(told or {}), **guess} if guess and side.facts.self_conditioned else told
+            said.append(clean_vectors(side, self.process, z, t, told) if vectors else side(z, t, told))
+        if len(said) == 1:
+            return said[0]
+        return self.weight * said[0] + (1 - self.weight) * said[1] if vectors else mix(said[0], said[1], self.weight)
 
 
-def cfg(conditional: Denoiser, unconditional: Denoiser | None = None, *, weight: float, null: Any = None) -> Guided:
+def _apart(cond: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A condition without the guess that self-conditioning adds to it, None if that leaves nothing, and the guess."""
+    if not isinstance(cond, dict) or "guess" not in cond:
+        return cond, {}
+    rest: dict[str, Any] = {key: value for key, value in cond.items() if key != "guess"}
+    return rest or None, {"guess": cond["guess"]}
+
+
+def clean_vectors(denoiser: Denoiser, process: Gaussian | None, z: Tensor, t: Tensor, cond: Any) -> Tensor:
+    """The clean vectors that ``denoiser`` says, (B, L, D): its own, or the mean of its tokens' in ``process``."""
+    if denoiser.facts.vectors:
+        return denoiser(z, t, cond, **{"vectors": True})
+    assert process is not None
+    return process.mean(denoiser(z, t, cond).exp())
+
+
+def cfg(
+    conditional: Denoiser,
+    unconditional: Denoiser | None = None,
+    *,
+    weight: float,
+    null: Any = None,
+    space: Space | None = None,
+    process: Process | None = None,
+) -> Guided:
     """Classifier-free guidance as a denoiser: p_c^weight p_u^(1 - weight) over clean tokens, renormalised.
 
     ``conditional`` is told the ``cond`` of the call, ``unconditional`` (the same network unless given) ``null``, which
@@ -78,7 +148,12 @@ def cfg(conditional: Denoiser, unconditional: Denoiser | None = None, *, weight:
     renormalised, so the probability of unmasking is untouched (Rojas et al. 2025, arXiv 2507.08965, say why it should
     be), and, with ``hiding``, unsupervised guidance (Nie et al. 2024, arXiv 2410.18514, whose w is weight - 1).
 
-    Errors: ``ValueError`` for denoisers of different kinds, or, when called, one asked the same twice.
+    ``space``: under Gaussian noise, ``tokens`` mixes so too, ``vectors`` mixes the clean vectors linearly, weight x_c +
+    (1 - weight) x_u, for which ``process`` holds the codebook of denoisers that name tokens. Unless given, it is
+    vectors where one predicts them. Denoisers that condition on themselves are told what was mixed before.
+
+    Errors: ``ValueError`` for denoisers of different kinds, an unknown space, a codebook that is missing, tokens of
+    denoisers that predict vectors; or, when called, one asked the same twice.
     """
     unconditional = conditional if unconditional is None else unconditional
     one, other = conditional.facts, unconditional.facts
@@ -88,7 +163,24 @@ def cfg(conditional: Denoiser, unconditional: Denoiser | None = None, *, weight:
                 f"cfg mixes two denoisers alike, and {name} is {getattr(one, name)!r} of the conditional, "
                 f"{getattr(other, name)!r} of the unconditional"
             )
-    return Guided(conditional, unconditional, weight, null)
+    codes = None if process is None else of_vectors(process, "cfg with a process")
+    found = _space(space, (one.vectors, other.vectors), codes)
+    return Guided(conditional, unconditional, weight, null, found, codes)
+
+
+def _space(space: str | None, predicted: tuple[bool, bool], process: Gaussian | None) -> Space:
+    """Where to mix, given which denoisers predict vectors. Errors: ``ValueError`` as ``cfg`` says."""
+    if space not in (None, *get_args(Space)):
+        raise unknown("space", space, get_args(Space))
+    if any(predicted) and space == "tokens":
+        raise ValueError(
+            "space='tokens' of a denoiser that predicts vectors, and names tokens by rounding: use vectors"
+        )
+    if not any(predicted) and space != "vectors":
+        return "tokens"
+    if not all(predicted) and process is None:
+        raise ValueError("cfg of vectors from a denoiser that names tokens needs their codebook: pass process=")
+    return "vectors"
 
 
 class Hiding(torch.nn.Module):
@@ -157,6 +249,15 @@ def cfg_posteriors(unconditional: Denoiser, weight: float, null: Any = None) -> 
         return categorical(mixed, draw.generator)
 
     return guided
+
+
+def of_vectors(process: Process, method: str) -> Gaussian:
+    """The process as one of vectors of tokens. Errors: ``ValueError`` for one of tokens."""
+    if not isinstance(process, Gaussian):
+        raise ValueError(
+            f"{method} moves vectors, and {process.name} noise changes tokens: use classifier_guided there"
+        )
+    return process
 
 
 def reverse_kernel(process: Process, method: str) -> Tokens:

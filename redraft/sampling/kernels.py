@@ -11,6 +11,7 @@ from redraft.processes.base import log_prob_of, per_position
 from redraft.processes.per_token import PerToken
 from redraft.randomness import categorical, rand
 from redraft.sampling.contract import Draw, Query, misfit
+from redraft.sampling.flow import ddim
 from redraft.schedules import Schedule, Table
 
 TINY = 1e-100
@@ -72,14 +73,30 @@ def euler_kernel(process: Categorical, p0: Tensor, z: Tensor, t: Tensor, s: Tens
     return probs / probs.sum(-1, keepdim=True)
 
 
-def euler(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor:
-    """Tau-leaping: z_s ~ Cat(1_z + (t - s) R), the reverse rates R held fixed over the step (SEDD).
+def euler(
+    process: Process,
+    denoiser: Query,
+    z: Tensor,
+    t: Tensor,
+    s: Tensor,
+    draw: Draw,
+    *,
+    tau: float = 1.0,
+    clamp: bool = False,
+) -> Tensor:
+    """Euler's method: tau-leaping among tokens, the probability-flow ODE among vectors, where it is ``ddim``.
 
+    Among tokens z_s ~ Cat(1_z + (t - s) R), the reverse rates R held fixed over the step (SEDD).
     Exact as steps go to infinity, at a rate that is worse than ``ancestral``'s; on the linear masked schedule the two
     are one. Masks that the last step leaves (other schedules) are filled by one more call.
 
-    Errors: ``ValueError`` for a process without rates: D3PM's chains, per-token masking, Gaussian noise.
+    Errors: ``ValueError`` for a process without rates: D3PM's chains, per-token masking; and for ``tau`` or ``clamp``
+    (``flow.said``) among tokens.
     """
+    if process.vectors:
+        return ddim(process, denoiser, z, t, s, draw, tau=tau, clamp=clamp)
+    if tau != 1 or clamp:
+        raise misfit(f"euler:tau={tau},clamp={clamp}", process, "a process of vectors", "euler")
     if not isinstance(process, Categorical) or process.name == "d3pm":
         raise misfit("euler", process, "masked, uniform or hybrid noise in continuous time")
     return categorical(euler_kernel(process, draw.probs(denoiser(z, t)), z, t, s), draw.generator)

@@ -1,18 +1,21 @@
-"""``sample``: the only sampling loop. Prompt and infilling are one ``frozen`` mask on one canvas."""
+"""``sample``: the only sampling loop. Prompt, infilling and editing are one ``frozen`` mask on one canvas."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from redraft.models.told import Told
 from redraft.processes import Denoiser, Gaussian, PerToken, Process, absorbing
 from redraft.processes.base import device_of, to_convention
-from redraft.randomness import Device, Generators, derive, generator
+from redraft.randomness import Device, derive, generator
 from redraft.sampling import samplers
 from redraft.sampling.blocks import by_blocks
+from redraft.sampling.canvas import Canvas, checked, convention, layout
 from redraft.sampling.contract import clean, tempered
 from redraft.sampling.samplers import Draw, Sampler, ancestral, left_to_right, revises
 
@@ -63,12 +66,16 @@ class _Query:
     cond: Any
     temperature: float = 1.0
     top_p: float = 1.0
+    told: Callable[[Denoiser], Denoiser] | None = None  # what tells a denoiser that given tokens are clean
     nfe: int = 0
     positions: int = 0
     tokens: Tensor | None = field(default=None, repr=False)  # of vectors: those last thought likeliest
     guess: Tensor | None = field(default=None, repr=False)  # and the clean ones themselves
     final: bool = False  # whether a token once written stays, so that nothing is asked of a row without masks
     last: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.denoiser = self.told(self.denoiser) if self.told else self.denoiser
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         """What the denoiser says of z; rows that stand as they did when it was last asked are not asked for again.
@@ -107,19 +114,21 @@ class _Query:
             cond = {**(cond or {}), "guess": nothing if self.guess is None else self.guess.to(z)}
         self._count(self.denoiser, z.shape[0] * z.shape[1])
         if facts.vectors:
-            self.guess = x = self.denoiser(z, t, cond, **{"vectors": True})
+            x = self.denoiser(z, t, cond, **{"vectors": True})
+            self.guess = x.detach()
             self.tokens = process.nearest(x)
             return x
         logp = self.denoiser(z, t, cond)
         self.tokens = logp.argmax(-1)
         x = process.mean(logp.exp())
         if facts.self_conditioned:
-            self.guess = x
+            self.guess = x.detach()  # who asks with gradients (plug-and-play control) leaves no graph behind
         plain = self.temperature == 1 and self.top_p == 1
         return x if plain else process.mean(tempered(logp, self.temperature, self.top_p)).to(x)
 
     def beside(self, denoiser: Denoiser, cond: Any, /) -> Callable[[Tensor, Tensor], Tensor]:
         """A second denoiser, told ``cond``, in the same convention and counted with the first."""
+        denoiser = self.told(denoiser) if self.told else denoiser
 
         def ask(z: Tensor, t: Tensor) -> Tensor:
             self._count(denoiser, z.shape[0] * z.shape[1])
@@ -143,6 +152,9 @@ def sample(
     prompt: Tensor | Sequence[int] | None = None,
     canvas: Tensor | None = None,
     frozen: Tensor | None = None,
+    strength: float | None = None,
+    given: str | None = None,
+    resample: int = 0,
     sampler: str | Sampler | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -160,97 +172,76 @@ def sample(
     per free position. ``sampler``: a name or function of ``redraft.sampling.samplers`` (``ancestral`` unless given), or
     a name with options, ``"remdm:eta=0.02"``.
 
-    Frozen tokens never change. A masked denoiser conditions on them exactly; under uniform, hybrid and Gaussian noise
-    it is told one t for the whole row and reads them as noisy too: infilling is approximate there, whatever the steps.
+    ``strength`` t* redrafts a text (SDEdit, Meng et al. 2021): ``canvas`` is noised to t*, and the steps are spent from
+    there to 0. All of it, unless ``frozen`` is given too. 0 returns the text without a call, 1 writes as from nothing;
+    if the reverse process is exact, texts of the model's law stay texts of that law at any t*.
+
+    Frozen tokens never change. Among masks a denoiser conditions on them exactly. Under other noise ``given`` says how
+    they stand on the canvas, and what is drawn beside them depends on it:
+
+    - ``noised``: noised to the time of the canvas, afresh after each step (RePaint, Lugmayr et al. 2022); usual among
+      vectors. Biased, whatever the steps: what is free has been denoised beside other noise. ``resample`` jumps back
+      from s to t and repeats the step so many times, at as many more calls, which lowers the bias.
+    - ``clean``: without noise, alpha_s x (Diffusion-LM) or the token itself, which is usual among tokens. The denoiser
+      takes them for as noisy as the rest, and so for less than they say.
+    - ``told``: without noise and said to be so, by a time of their own (``models.told``). Exact where the denoiser
+      knows what that means: one trained with ``loss.given``, or exact itself.
+
+    Guidance by the given tokens' own likelihood (PLAID's token guidance) is a fourth way, and a denoiser of its own.
 
     Row r draws from its own generator, seeded by ``seeds[r]``, or by (seed, r): no row depends on those beside it.
     A masked canvas without masks left ends the loop early, so ``nfe`` may be below ``steps``. A block model writes one
     block after the other, ``steps`` each, and ``nfe`` counts the clean pass by which a finished one is remembered.
 
-    Errors: ``ValueError`` for options that clash, ids that are no tokens, a denoiser of another mask id.
+    Errors: ``ValueError`` for options that clash, ids that are no tokens, a denoiser of another mask id, a text to be
+    redrafted by a model that writes in one order only.
     """
     if process.mask_id != denoiser.facts.mask_id:
         raise ValueError(
             f"the process masks with id {process.mask_id}, the denoiser was trained with {denoiser.facts.mask_id}"
         )
     device = device_of(denoiser) if device is None else device
-    given, frozen = _layout(process, length, num if seeds is None else len(seeds), prompt, canvas, frozen)
-    given, frozen = given.to(device), frozen.to(device)
-    rows = given.shape[0]
-    seeds = [derive(seed, row) for row in range(rows)] if seeds is None else list(seeds)
-    if len(seeds) != rows:
-        raise ValueError(f"{len(seeds)} seeds for {rows} rows: pass one per row")
+    ids, frozen = layout(process, length, num if seeds is None else len(seeds), prompt, canvas, frozen, strength)
+    ids, frozen = ids.to(device), frozen.to(device)
+    given = convention(process, denoiser.facts, given, resample, frozen)
+    seeds = [derive(seed, row) for row in range(len(ids))] if seeds is None else list(seeds)
+    if len(seeds) != len(ids):
+        raise ValueError(f"{len(seeds)} seeds for {len(ids)} rows: pass one per row")
+    if strength is not None and denoiser.facts.attention in ("causal", "block"):
+        raise ValueError(
+            f"strength={strength} with a denoiser of {denoiser.facts.attention} attention: it writes from left to "
+            "right and cannot redraft a text; use a model of full attention"
+        )
     if denoiser.facts.attention == "block":
         options = {"steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "device": device}
-        return Samples(*by_blocks(sample, process, denoiser, given, frozen, seeds, cond, callback, **options), seeds)
+        return Samples(*by_blocks(sample, process, denoiser, ids, frozen, seeds, cond, callback, **options), seeds)
     steps, step_function = _plan(denoiser, frozen, steps, sampler)
+    if strength == 0:
+        return Samples(ids.clone(), 0, 0, seeds)
     generators = [generator(one) for one in seeds]
     final = absorbing(process) and not revises(step_function)
-    query = _Query(denoiser, process, cond, temperature, top_p, final=final)
-
-    z = process.prior((rows, given.shape[1]), generators, device)
-    z = _put_back(process, z, given, frozen, 1.0, generators)
+    told = partial(Told, process=process, ids=ids, given=frozen) if given == "told" else None
+    query = _Query(denoiser, process, cond, temperature, top_p, told, final=final)
     draw = Draw(frozen, generators, temperature, top_p)
-    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    board = Canvas(process, ids, frozen, given, generators, strength)
+
+    times = torch.linspace(1 if strength is None else strength, 0, steps + 1, dtype=torch.float64)
     if denoiser.facts.attention == "causal" and absorbing(process):  # whatever the schedule, a token a step
         times = process.schedule.inverse(1 - times)
+    z = board.put_back(board.begin(), times[0].item())
     for index, (t, s) in enumerate(pairwise(times.tolist())):
         if _finished(process, z) and not revises(step_function):
             break
-        t_rows, s_rows = (torch.full((rows,), value, dtype=torch.float64, device=device) for value in (t, s))
-        z = step_function(process, query, z, t_rows, s_rows, draw)
-        z = _put_back(process, z, given, frozen, s, generators)
+        t_rows, s_rows = (torch.full((len(z),), value, dtype=torch.float64, device=device) for value in (t, s))
+        for again in range(resample + 1):
+            z = board.put_back(board.renoised(z, s, t), t) if again else z
+            z = board.put_back(step_function(process, query, z, t_rows, s_rows, draw), s)
         if callback is not None:
-            shown = z if query.tokens is None else torch.where(frozen, given, query.tokens)
+            shown = board.shown(z if query.tokens is None else query.tokens)
             rewritten = callback(Step(index, steps, t, s, z, shown, frozen, query.nfe))
             if rewritten is not None:
-                z = _put_back(process, _checked(process, rewritten, z), given, frozen, s, generators)
-    tokens = _finish(process, query, z, draw)
-    return Samples(torch.where(frozen, given, tokens), query.nfe, query.positions, seeds)
-
-
-def _layout(
-    process: Process,
-    length: int,
-    num: int,
-    prompt: Tensor | Sequence[int] | None,
-    canvas: Tensor | None,
-    frozen: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The given ids and the frozen mask, both (B, L); free positions hold 0."""
-    if num < 1:
-        raise ValueError(f"num={num}: draw at least one row")
-    if (canvas is None) != (frozen is None):
-        raise ValueError("canvas and frozen go together: the ids, and which of them must not change")
-    if canvas is None or frozen is None:
-        if length < 1:
-            raise ValueError(f"length={length}: ask for at least one token")
-        start = torch.as_tensor([] if prompt is None else prompt, dtype=torch.long).cpu()
-        if start.ndim != 1:
-            raise ValueError(f"prompt of shape {tuple(start.shape)}: pass one sequence of ids, or canvas and frozen")
-        canvas = torch.cat([start, torch.zeros(length, dtype=torch.long)])
-        frozen = torch.arange(len(canvas)) < len(start)
-    elif prompt is not None:
-        raise ValueError("prompt and canvas are two ways to say the same: pass one")
-    if canvas.shape != frozen.shape or canvas.ndim not in (1, 2) or frozen.dtype is not torch.bool:
-        raise ValueError(
-            f"canvas {tuple(canvas.shape)} and frozen {tuple(frozen.shape)} of {frozen.dtype}: "
-            "pass ids and a bool of one shape, (L,) or (B, L)"
-        )
-    if canvas.ndim == 1:
-        canvas, frozen = canvas.expand(num, -1), frozen.expand(num, -1)
-    elif num not in (1, len(canvas)):
-        raise ValueError(f"num={num} with a canvas of {len(canvas)} rows: leave num out, or pass one row")
-    known = canvas[frozen]
-    if len(known) and not 0 <= int(known.min()) <= int(known.max()) < process.K:
-        raise ValueError(
-            f"frozen ids run from {int(known.min())} to {int(known.max())}, tokens from 0 to {process.K - 1}"
-        )
-    if process.mask_id is not None and bool((known == process.mask_id).any()):
-        raise ValueError(
-            f"a frozen position holds the mask id {process.mask_id}: leave positions to be written unfrozen"
-        )
-    return torch.where(frozen, canvas, 0), frozen
+                z = board.put_back(checked(process, rewritten, z), s)
+    return Samples(board.shown(_finish(process, query, z, draw)), query.nfe, query.positions, seeds)
 
 
 def _plan(denoiser: Denoiser, frozen: Tensor, steps: int | None, sampler: str | Sampler | None) -> tuple[int, Sampler]:
@@ -273,28 +264,10 @@ def _plan(denoiser: Denoiser, frozen: Tensor, steps: int | None, sampler: str | 
     return max(free, 1), left_to_right
 
 
-def _put_back(process: Process, z: Tensor, given: Tensor, frozen: Tensor, s: float, generators: Generators) -> Tensor:
-    """Restore the given tokens: as they are among ids; freshly noised to time s among vectors (RePaint's way)."""
-    if not process.vectors:
-        return torch.where(frozen, given, z)
-    # drawn for rows without given tokens too: a row's draws must not depend on the rows beside it
-    at = torch.full((len(z),), s, dtype=torch.float64, device=z.device)
-    return torch.where(frozen[..., None], process.corrupt(given, at, generators).to(z), z)
-
-
 def _finished(process: Process, z: Tensor) -> bool:
     """Whether all is written, where masks are the only noise."""
     only_masks = absorbing(process) or isinstance(process, PerToken)
     return only_masks and not bool((z == process.mask_id).any())
-
-
-def _checked(process: Process, rewritten: Tensor, z: Tensor) -> Tensor:
-    if rewritten.shape != z.shape:
-        raise ValueError(f"the callback returned shape {tuple(rewritten.shape)} for a canvas of {tuple(z.shape)}")
-    states = max(process.K, 0 if process.mask_id is None else process.mask_id + 1)
-    if not process.vectors and not 0 <= int(rewritten.min()) <= int(rewritten.max()) < states:
-        raise ValueError(f"the callback wrote an id outside the states, 0 to {states - 1}: {rewritten.tolist()}")
-    return rewritten.to(z)
 
 
 def _finish(process: Process, query: _Query, z: Tensor, draw: Draw) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from redraft.errors import unknown
 from redraft.sampling.contract import Draw, Query, Sampler, Tokens, misfit, over_tokens, revises, revising, tempered
 from redraft.sampling.correctors import gibbs, informed
+from redraft.sampling.flow import churn, ddim, heun
 from redraft.sampling.kernels import ancestral, confidence, euler, first_hitting, greedy_tail, left_to_right
 from redraft.sampling.revision import dfm, forward_backward, psi, remdm
 
@@ -24,7 +25,9 @@ __all__ = [
     "Sampler",
     "Tokens",
     "ancestral",
+    "churn",
     "confidence",
+    "ddim",
     "dfm",
     "euler",
     "first_hitting",
@@ -32,6 +35,7 @@ __all__ = [
     "get",
     "gibbs",
     "greedy_tail",
+    "heun",
     "informed",
     "left_to_right",
     "misfit",
@@ -48,6 +52,9 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "analytic": ancestral,
     "cached": ancestral,
     "euler": euler,
+    "ddim": ddim,
+    "heun": heun,
+    "churn": churn,
     "first_hitting": first_hitting,
     "greedy_tail": greedy_tail,
     "psi": psi,
@@ -60,6 +67,8 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "left_to_right": left_to_right,
 }
 """``analytic`` and ``cached`` are ``ancestral``, which says why."""
+
+_BOOLS = {"true": True, "false": False}
 
 
 def get(sampler: str | Sampler) -> Sampler:
@@ -82,7 +91,7 @@ def get(sampler: str | Sampler) -> Sampler:
             raise unknown(f"option of sampler {name!r}:", option, known)
         usual = 0.5 if known[option] is None else known[option]  # a number with no usual value of its own
         try:
-            options[option] = type(usual)(value)
-        except ValueError:
+            options[option] = _BOOLS[value.lower()] if isinstance(usual, bool) else type(usual)(value)
+        except (ValueError, KeyError):
             raise ValueError(f"sampler {name!r}: {option}={value!r} should be like {usual!r}") from None
     return partial(function, **options) if options else function

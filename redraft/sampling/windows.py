@@ -23,6 +23,8 @@ def semi_autoregressive(
     num: int = 1,
     steps: int | None = None,
     prompt: Tensor | Sequence[int] | None = None,
+    given: str | None = None,
+    resample: int = 0,
     sampler: str | Sampler | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -67,6 +69,9 @@ def semi_autoregressive(
             frozen=(torch.arange(first, stop, device=device) < done).expand(len(seeds), -1),
             seeds=[derive(one, number) if number else one for one in seeds],
             steps=steps,
+            # the first window may have no prompt, and then nothing is given
+            given=given if done else None,
+            resample=resample if done else 0,
             sampler=sampler,
             temperature=temperature,
             top_p=top_p,

@@ -1,4 +1,4 @@
-"""``redraft generate`` and ``redraft infill``, as a user runs them."""
+"""``redraft generate``, ``infill`` and ``edit``, as a user runs them."""
 
 import json
 import os
@@ -87,6 +87,80 @@ def test_svg(name, run, models, tmp_path):
     assert done.exit_code == 0
     assert "step 1/3" not in done.output, "a picture was asked for, not a trace"
     assert ElementTree.parse(tmp_path / "draft.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_edit_prints_what_the_api_writes(name, run, models):
+    text = "an [MASK] é"
+    done = run("edit", models(name, "bytes"), text, "--strength", 0.4, "--steps", 3, "--seed", 2, "--json")
+    written = redraft.load(models(name, "bytes")).edit(text, strength=0.4, steps=3, seed=2)
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["samples"] == written.to_dict()["samples"]
+    same = run("edit", models(name, "bytes"), text, "--strength", 0)
+    assert same.stdout == text + "\n"
+    assert "0 denoiser calls" in same.stderr
+
+
+def test_a_trace_of_an_edit_marks_what_changed(run, models, tmp_path):
+    done = run("edit", models(), "our dog is your friend s", "--steps", 3, "--trace", "--svg", "draft.svg")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[0].startswith("step 1/3  t=0.33")
+    assert ElementTree.parse(tmp_path / "draft.svg").getroot().tag.endswith("svg")
+    lm = redraft.load(models())
+    ids = lm.encode("our dog is your friend s")
+    trace = Trace(lm, before=ids)
+    lm.edit("our dog is your friend s", strength=0.3, steps=3, seed=1, callback=trace)
+    first = trace.frames[0]
+    assert {mark for mark, now, was in zip(first.marks, first.ids, ids, strict=True) if now == was} == {"kept"}
+    run("edit", models(), "our dog is your friend s", "--strength", 0, "--trace", "--svg", "same.svg")
+    assert (tmp_path / "same.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["our dog", "--strength", "1.5"], ["strength=1.5"]),
+        (["our dog", "--strength", "much"], ["--strength"]),
+        (["our cta"], ["'cta'", "'cat'"]),
+        (["our dog", "--select", "blue"], ["'blue'", "'bleu'"]),
+        (["our dog", "--given", "told"], ["--given"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_edit_refuses(options, words, refused, models):
+    refused("edit", models(), *options, words=tuple(words))
+
+
+def test_a_text_longer_than_the_context_is_not_edited(refused, models):
+    refused("edit", models("masked", "bytes"), "x" * 25, words=("25 tokens", "24"))
+
+
+def test_select_prints_one_of_many(run, models):
+    args = [models(), "--num", 6, "--steps", 3, "--seed", 1]
+    drawn = redraft.load(models()).generate(num=6, steps=3, seed=1)
+    for gain in ("bleu", "agreement"):
+        done = run("generate", *args, "--select", gain)
+        assert done.stdout == drawn.select(gain).text + "\n"
+        assert f"of 6, mean {gain}" in done.stderr
+    found = json.loads(run("generate", *args, "--select", "chrf", "--json").stdout)
+    assert len(found["samples"]) == 1
+    assert found["choice"]["count"] == 6
+    edited = run("edit", models(), "our dog", "--num", 3, "--steps", 2, "--select", "edits")
+    assert edited.stdout.count("\n") == 1
+
+
+def test_given_and_resample_are_options_of_what_has_gaps(run, models, refused):
+    def infilled(*options):
+        done = run("infill", models("gaussian", "bytes"), "a[MASK:6]z", "--steps", 3, "--json", *options)
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)
+
+    texts = {infilled("--given", way)["samples"][0]["text"] for way in ("noised", "clean", "told")}
+    assert len(texts) > 1
+    assert infilled("--resample", 2)["nfe"] == 10
+    assert run("generate", models("gaussian"), "--prompt", "our", "--given", "told", "--steps", 2).exit_code == 0
+    refused("infill", models(), "our [MASK]", "--given", "told", words=("given='told'", "masked", "leave it out"))
+    refused("infill", models("gaussian"), "our [MASK]", "--given", "tolt", words=("'tolt'", "'told'"))
 
 
 @pytest.mark.parametrize(

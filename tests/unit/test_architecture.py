@@ -28,9 +28,10 @@ ORDER = [
     "runs",
     "distillation",
     "studies",
-    "listing",
     "options",
     "printing",
+    "dglm",
+    "listing",
     "cli",
 ]
 ALLOWED = {layer: set(ORDER[: i + 1]) for i, layer in enumerate(ORDER)}

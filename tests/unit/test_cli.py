@@ -54,7 +54,7 @@ def test_version():
 def test_no_command_shows_the_help():
     shown = run()
     assert shown.exit_code == 0
-    assert all(name in shown.stdout for name in ("train", "generate", "infill", "evaluate", "list"))
+    assert all(name in shown.stdout for name in ("train", "generate", "infill", "edit", "evaluate", "list"))
 
 
 def test_other_names_of_a_sampler_say_whose_they_are():
@@ -72,7 +72,7 @@ def test_list(kind):
     table = run("list", kind).stdout
     for entry in entries:
         assert entry["name"] in table
-        assert kind == "fields" or entry["description"], f"{entry['name']} has no docstring"
+        assert kind in ("fields", "dglm") or entry["description"], f"{entry['name']} has no docstring"
 
 
 def test_list_names_what_the_api_names():
@@ -121,6 +121,8 @@ def test_brackets_in_a_table_survive():
         (["train"], ["recipe"]),
         (["generate", "nowhere"], ["nowhere"]),
         (["generate", "nowhere", "--stps", "1"], ["--stps", "--steps"]),
+        (["edit", "nowhere"], ["text"]),
+        (["edit", "nowhere", "a", "--strenth", "1"], ["--strenth", "--strength"]),
         (["evaluate", "nowhere"], ["--data"]),
     ],
     ids=" ".join,

@@ -5,6 +5,7 @@ import torch
 
 from redraft import processes, runs
 from redraft.data import build_tokenizer
+from redraft.evaluation import mbr
 from redraft.lm import LM
 from redraft.models import Transformer, TransformerConfig
 from redraft.trace import Trace
@@ -77,6 +78,100 @@ def test_infill_keeps_what_is_given(lm):
         lm.infill("our dog is your")
     with pytest.raises(ValueError, match="at most 6"):
         lm.infill("our [MASK:9]")
+
+
+def vector_lm(**options):
+    codebook = torch.nn.functional.normalize(torch.randn(13, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    torch.manual_seed(0)
+    process = processes.gaussian(codebook)
+    model = Transformer(TransformerConfig(process.to_dict(), depth=1, pad_id=12, **options), {"codebook": codebook})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return LM(model.eval(), build_tokenizer("toy"), {"context": 6})
+
+
+LMS = {
+    "masked": toy_lm,
+    "uniform": lambda: toy_lm(processes.uniform(13), time_conditioned=True),
+    "gaussian": vector_lm,
+    "vectors": lambda: vector_lm(reads="vectors", time_conditioned=True, self_conditioned=True),
+}
+
+
+@pytest.mark.parametrize("name", LMS)
+def test_edit_changes_more_with_strength(name):
+    """The less of a text is kept the stronger the edit: nothing is changed at 0, and at 1 nothing is known of it."""
+    lm, text = LMS[name](), "our dog is your friend s"
+    ids = torch.tensor(lm.encode(text))
+    kept = []
+    for strength in (0.0, 0.3, 0.7, 1.0):
+        made = lm.edit(text, strength=strength, num=60, steps=4, seed=1)
+        kept.append((made.tokens == ids).double().mean().item())
+    assert kept[0] == 1
+    assert kept[0] > kept[1] > kept[2] > kept[3] - 0.02
+    assert lm.edit(text, strength=0.0).text == text
+    assert lm.edit(text, strength=0.0).samples.nfe == 0
+    free = lm.generate(num=3, steps=4, seed=1)
+    assert lm.edit(text, strength=1.0, num=3, steps=4, seed=1).texts == free.texts
+    one = lm.edit(text, strength=0.7, num=3, steps=4, seed=1)
+    assert lm.edit(text, strength=0.7, steps=4, seeds=one.samples.seeds[1:2]).text == one.texts[1]
+    assert lm.edit(text, num=3, steps=4, seed=1).texts == lm.edit(text, num=3, steps=4, seed=1, strength=0.5).texts
+
+
+def test_a_text_that_cannot_be_edited_is_refused(lm):
+    with pytest.raises(ValueError, match=r"strength=2"):
+        lm.edit("our dog", strength=2.0)
+    with pytest.raises(ValueError, match="causal attention"):
+        toy_lm(attention="causal").edit("our dog")
+    short = LM(lm.denoiser, lm.tokenizer, {"context": 4})
+    with pytest.raises(ValueError, match="a text of 6 tokens to redraft, and the model was trained on 4"):
+        short.edit("our dog is your friend s")
+
+
+def test_a_mask_that_is_spelt_in_a_text_to_edit_is_text():
+    words = build_tokenizer("bytes")
+    process = processes.masked(words.K)
+    model = Transformer(TransformerConfig(process.to_dict(), depth=1)).eval()
+    lm = LM(model, words, {"context": 24})
+    assert lm.edit("a [MASK] b", strength=0.0).text == "a [MASK] b"
+    assert lm.edit("a [MASK] b", strength=0.0).tokens.shape == (1, 10)
+    assert lm.edit("a [MASK] b", strength=0.4, steps=2).tokens.shape == (1, 10)
+    with pytest.raises(ValueError, match="a text of 0 tokens"):
+        lm.edit("")
+
+
+def test_how_given_tokens_stand_is_the_callers_choice():
+    lm, template = LMS["vectors"](), "our [MASK] is [MASK:2]"
+    made = {way: lm.infill(template, num=40, steps=4, given=way).texts for way in ("noised", "clean", "told")}
+    assert made["noised"] == lm.infill(template, num=40, steps=4).texts
+    assert len({tuple(texts) for texts in made.values()}) == 3
+    jumping = lm.infill(template, num=2, steps=4, resample=2)
+    assert jumping.samples.nfe == 13
+    assert lm.generate("our", num=40, steps=4, given="told").texts != lm.generate("our", num=40, steps=4).texts
+    long = lm.generate(length=9, stride=3, steps=2, given="told", num=20).texts
+    assert long != lm.generate(length=9, stride=3, steps=2, num=20).texts
+    with pytest.raises(ValueError, match="given='told' with a masked process"):
+        toy_lm().infill(template, given="told")
+    with pytest.raises(ValueError, match="no token is given"):
+        lm.generate(given="told")
+
+
+def test_one_of_many_is_selected(lm):
+    drawn = lm.generate("our", num=12, steps=3, seed=2)
+    for gain in ("bleu", "chrf", "agreement", "edits"):
+        rows = drawn.tokens.tolist() if gain in ("agreement", "edits") else drawn.texts
+        index, kept = mbr.select(rows, gain), drawn.select(gain)
+        assert kept.texts == [drawn.texts[index]]
+        assert torch.equal(kept.tokens, drawn.tokens[index : index + 1])
+        assert kept.samples.seeds == [drawn.samples.seeds[index]]
+        assert (kept.samples.nfe, kept.samples.positions) == (drawn.samples.nfe, drawn.samples.positions)
+        assert kept.to_dict()["choice"] == {"index": index, "score": kept.choice.score, "gain": gain, "count": 12}
+    assert "choice" not in drawn.to_dict()
+    longest = drawn.select(lambda hypothesis, reference: len(hypothesis))
+    assert len(longest.text) == max(map(len, drawn.texts))
+    with pytest.raises(ValueError, match="did you mean 'bleu'"):
+        drawn.select("bluh")
 
 
 def test_infilling_an_autoregressive_model_is_refused():

@@ -25,7 +25,11 @@ FITS = {
     "ancestral": set(PROCESSES),
     "analytic": set(PROCESSES),
     "cached": set(PROCESSES),
-    "euler": {"masked", "uniform", "hybrid"},
+    "euler": {"masked", "uniform", "hybrid", "gaussian"},
+    "ddim": {"gaussian"},
+    "heun": {"gaussian"},
+    "churn": {"gaussian"},
+    "churn:order=1,clamp=true": {"gaussian"},
     "first_hitting": MASKED,
     "greedy_tail": TOKENS,
     "psi": {"masked", "absorbing", "uniform", "hybrid"},
@@ -94,6 +98,7 @@ def test_the_sampler_a_refusal_names_fits_or_names_one_that_does(process):
             pytest.fail(f"{sampler} for {process}: the advice leads nowhere")
 
 
+VECTORS = ["euler", "ddim", "heun", "churn"]
 OPTIONS = [
     ("hybrid", "psi:eta=0.3", "psi:eta=0.9"),
     ("hybrid", "psi:eta=0.3", "psi:rule=constant,eta=0.3"),
@@ -111,6 +116,10 @@ OPTIONS = [
     ("uniform", "informed", "informed:k=1"),
     ("uniform", "informed", "informed:tau=0"),
     ("uniform", "informed:tau=0", "informed:tau=0,score=margin"),
+    ("gaussian", "ddim", "ddim:eta=0.5"),
+    ("gaussian", "churn", "churn:churn=0.4"),
+    ("gaussian", "churn:churn=0", "churn:churn=0,order=1"),
+    *(("gaussian", name, f"{name}:{one}") for name in VECTORS for one in ("tau=0.5", "clamp=true")),
 ]
 
 
@@ -166,6 +175,35 @@ def test_temperature_and_top_p_reach_every_sampler(sampler):
 def test_mistakes_are_named(sampler, message):
     with pytest.raises(ValueError, match=message):
         draw("masked", sampler)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ("ddim:eta=2", r"eta=2.0 is outside \[0, 1\]"),
+        ("ddim:clamp=maybe", "clamp='maybe' should be like False"),
+        ("heun:tau=0", "tau=0.0: pass a temperature above 0"),
+        ("heun:eta=1", "unknown option of sampler 'heun': 'eta'"),
+        ("churn:churn=-0.1", "churn=-0.1 of churn: pass 0"),
+        ("churn:churn=nan", "churn=nan of churn: pass 0"),
+        ("churn:order=3", "order=3 of churn: pass 1"),
+        ("churn:order=1.5", "order='1.5' should be like 2"),
+    ],
+)
+def test_mistakes_among_vectors_are_named(sampler, message):
+    with pytest.raises(ValueError, match=message):
+        draw("gaussian", sampler)
+
+
+@pytest.mark.parametrize("option", ["tau=0.9", "clamp=True"])
+def test_euler_has_options_of_vectors_that_tokens_refuse(option):
+    with pytest.raises(ValueError, match=f"euler:.*{option}.* masked process is not: use 'euler'"):
+        draw("masked", f"euler:{option}")
+
+
+def test_a_switch_is_written_true_or_false():
+    assert torch.equal(draw("gaussian", "ddim:clamp=false"), draw("gaussian", "euler"))
+    assert torch.equal(draw("gaussian", "ddim:clamp=True"), draw("gaussian", "euler:clamp=true"))
 
 
 def test_names_and_functions_are_the_same():

@@ -1,0 +1,277 @@
+"""A DGLM: encoder, proposer and verbaliser together; trained, asked for texts, and kept as a folder.
+
+    prefix --encoder--> c;   z ~ N(0, I) --proposer, told c, guided--> x_hat;   (x_hat, prefix) --verbaliser--> text
+
+The encoder is fixed, so the parts learn apart from one another.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from redraft.dglm import config as configs
+from redraft.dglm import teaching
+from redraft.dglm.config import DGLMConfig
+from redraft.dglm.encoder import Encoder, Standard
+from redraft.dglm.guidance import Clean, Logistic, Noised, cfg, guided, plug_in
+from redraft.dglm.noise import Cosine, Vectors
+from redraft.dglm.pairs import Pair, read_pairs
+from redraft.dglm.proposer import Proposer, propose
+from redraft.dglm.verbaliser import Verbaliser
+from redraft.errors import unknown
+from redraft.guidance.gradient import LogLikelihood
+from redraft.models.folder import CONFIG, put_weights, read_config, write_model
+from redraft.randomness import Device, derive, generator
+from redraft.sampling.contract import Query
+
+MODEL_TYPE = "redraft-dglm"
+ENCODER, DECODER = "encoder", "decoder"
+VECTOR, WORDS = 1, 2
+"""What a row draws: the second key after its seed."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """Texts, each its prompt and a continuation, the seeds that write each again, and the vectors they verbalise.
+
+    ``nfe``: calls of the proposer's network for each row; a gradient through it counts as one.
+    """
+
+    texts: list[str]
+    continuations: list[str]
+    vectors: Tensor
+    seeds: list[int]
+    nfe: int
+
+    @property
+    def text(self) -> str:
+        """The first text."""
+        return self.texts[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """``samples`` with text, continuation and seed, and ``nfe``."""
+        rows = zip(self.texts, self.continuations, self.seeds, strict=True)
+        samples = [{"text": text, "continuation": own, "seed": seed} for text, own, seed in rows]
+        return {"samples": samples, "nfe": self.nfe}
+
+
+@dataclass
+class Attribute:
+    """What to guide towards, as ``generate`` understands it: a label, or log p(y | x) of clean vectors."""
+
+    wanted: str | Clean
+    strength: float
+
+
+class DGLM:
+    """Proposes sentence vectors and writes them out. ``train``, ``load`` and ``generate`` are the doors."""
+
+    def __init__(
+        self,
+        config: DGLMConfig,
+        encoder: Encoder,
+        proposer: Proposer,
+        verbaliser: Verbaliser,
+        labels: Sequence[str] = (),
+    ) -> None:
+        self.config, self.encoder, self.proposer, self.verbaliser = config, encoder, proposer, verbaliser
+        self.standard, self.labels = Standard(encoder.dim), list(labels)
+        self.classifier: Noised | Logistic | None = None
+        if self.labels:
+            known = config.classifier
+            noised = known.reads == "noised"
+            sizes = encoder.dim, len(self.labels)
+            self.classifier = Noised(*sizes, known.width) if noised else Logistic(*sizes)
+
+    @classmethod
+    def train(
+        cls,
+        recipe: str | DGLMConfig,
+        data: str | Path | Sequence[Pair],
+        out: str | Path | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        device: Device = None,
+    ) -> Self:
+        """Train a DGLM by a recipe (``dglm_toy``, ``dglm_paper``, or a config) and save it in ``out``, if given.
+
+        ``data``: pairs, or what ``pairs.read_pairs`` reads; ``overrides`` sets fields by dotted name. ``out`` also gets
+        ``metrics.jsonl``.
+
+        Errors: ``ValueError`` for a field, file or model that will not do, for an ``out`` in use, and for a loss that
+        is not finite, by its step and term.
+        """
+        config = configs.override(configs.get(recipe) if isinstance(recipe, str) else recipe, overrides or {})
+        pairs = read_pairs(data, config.data)
+        labels = teaching.labels_of(pairs)
+        folder = None if out is None else teaching.fresh(out)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.train.seed)
+            encoder, verbaliser = teaching.read_parts(config, pairs)
+            made = cls(config, encoder, Proposer(encoder.dim, config.proposer), verbaliser, labels).to(device)
+        teaching.teach(made, pairs, folder)
+        if folder is not None:
+            made.save(folder)
+        return made
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: str | Sequence[str] = "",
+        num: int = 1,
+        *,
+        steps: int | None = None,
+        weight: float = 1.0,
+        attribute: str | Clean | None = None,
+        strength: float = 1.0,
+        length: int | None = None,
+        sampler: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+    ) -> Written:
+        """``num`` texts for each prompt, one after the other; an empty prompt is nothing known.
+
+        ``weight``: of the prefix in the proposal, 1 is plain, 0 forgets it (``guidance.cfg``). ``attribute``: a label
+        the classifier was trained with, or log p(y | x) of standardised clean vectors (B, D), with ``strength``
+        (``guidance.guided``). ``length`` tokens at most. What is None is as the model's recipe says.
+
+        Row r draws from its own generator, seeded by ``seeds[r]``, or by (seed, r): no row depends on those beside it.
+
+        Errors: ``ValueError`` for options out of range, an unknown label, or a prompt the decoder has no room for.
+        """
+        asked = [prompts] if isinstance(prompts, str) else list(prompts)
+        if num < 1 or not asked:
+            raise ValueError(f"num={num} for {len(asked)} prompts: draw at least one row")
+        rows = [prompt for prompt in asked for _ in range(num)]
+        own = [derive(seed, row) for row in range(len(rows))] if seeds is None else list(seeds)
+        if len(own) != len(rows):
+            raise ValueError(f"{len(own)} seeds for {len(rows)} rows: pass one per row")
+        prefixes = {prompt: self.verbaliser.tokenizer.encode(prompt) if prompt else [] for prompt in asked}
+        length = self.config.verbaliser.length if length is None else length
+        if length < 1:
+            raise ValueError(f"length={length}: ask for at least one token")
+        for prefix in prefixes.values():
+            self.verbaliser.room(len(prefix), length)
+        wish = None if attribute is None else Attribute(attribute, strength)
+        x, nfe = self.propose(rows, own, steps, weight, wish, sampler)
+        known = self.config.sample
+        heat = known.temperature if temperature is None else temperature
+        share = known.top_p if top_p is None else top_p
+        written = [""] * len(rows)
+        for prompt, prefix in prefixes.items():
+            at = [row for row, one in enumerate(rows) if one == prompt]
+            draws = [generator(own[row], WORDS) for row in at]
+            for row, ids in zip(at, self.verbaliser.write(x[at], prefix, length, draws, heat, share), strict=True):
+                written[row] = self.verbaliser.tokenizer.decode(ids)
+        texts = [prompt + text for prompt, text in zip(rows, written, strict=True)]
+        return Written(texts, written, x, own, nfe)
+
+    @torch.no_grad()
+    def propose(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int | None = None,
+        weight: float = 1.0,
+        attribute: Attribute | None = None,
+        sampler: str | None = None,
+    ) -> tuple[Tensor, int]:
+        """Standardised vectors (B, D), one a prompt, and the calls of the proposer's network for each row."""
+        known, noise = self.config.sample, self.config.proposer
+        process = Vectors("vp", Cosine(noise.gamma_min, noise.gamma_max, known.scale))
+        prefix, calls = self.prefixes(prompts), [0]
+        told = _counted(self.proposer.query(process, prefix), calls)
+        query = cfg(told, _counted(self.proposer.without(process), calls), weight)
+        if attribute is not None:
+            query = guided(query, process, self.log_p(query, process, attribute.wanted), attribute.strength)
+        draws = [generator(one, VECTOR) for one in seeds]
+        steps = known.steps if steps is None else steps
+        shape = len(prompts), self.encoder.dim
+        x = propose(process, query, shape, draws, steps, sampler or known.sampler, prefix.device)
+        return x, calls[0]
+
+    def prefixes(self, prompts: Sequence[str]) -> Tensor:
+        """The proposer's condition for each prompt, (B, D): its vector, the learned null for an empty one."""
+        # one at a time, or a prompt's vector would depend, by rounding, on how it was padded beside others
+        known = {one: self.encode([one])[0] if one.strip() else self.proposer.null for one in dict.fromkeys(prompts)}
+        return torch.stack([known[one] for one in prompts])
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Standardised vectors of texts, (n, D)."""
+        return self.standard(self.encoder.vectors(texts))
+
+    def log_p(self, query: Query, process: Vectors, wanted: str | Clean) -> LogLikelihood:
+        """log p(y | z), (B,), of what is wanted, differentiable in z. Errors: ``ValueError`` for an unknown label."""
+        if not isinstance(wanted, str):
+            return plug_in(query, wanted)
+        if self.classifier is None:
+            raise ValueError(f"attribute={wanted!r}: this model has no classifier; train with data.label_field")
+        if wanted not in self.labels:
+            raise unknown("attribute", wanted, self.labels)
+        at, known = self.labels.index(wanted), self.classifier
+        if isinstance(known, Logistic):
+            return plug_in(query, lambda x: known(x)[:, at])
+        return lambda z, t: known(z[:, 0], process.gamma(t)[0][:, 0])[:, at]
+
+    # ------------------------------------------------------------------------------------------------------- keeping
+
+    def to(self, device: Device) -> Self:
+        """The same model with all its parts on ``device``, in place."""
+        self.encoder.model.to(device)
+        self.verbaliser.to(device)
+        self.parts().to(device)
+        return self
+
+    def parts(self) -> nn.ModuleDict:
+        """What is kept in our own file: all but the encoder and the decoder."""
+        own = {"standard": self.standard, "proposer": self.proposer, "soften": self.verbaliser.soften}
+        return nn.ModuleDict(own if self.classifier is None else {**own, "classifier": self.classifier})
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors, and the folders ``encoder`` and ``decoder`` as ``transformers`` has
+        them. config.json is written last: a folder that has one is whole.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).unlink(missing_ok=True)  # while its parts are exchanged, the folder is no model
+        self.encoder.save(folder / ENCODER)
+        self.verbaliser.save(folder / DECODER)
+        about = {"model_type": MODEL_TYPE, "labels": self.labels, "config": configs.to_dict(self.config)}
+        write_model(folder, self.parts().state_dict(), json.dumps(about, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path, device: Device = None) -> Self:
+        """The model saved in ``folder``. Errors: ``ValueError`` naming what is missing or wrong; nothing is loaded in
+        part, nothing in a folder is executed.
+        """
+        folder = Path(folder)
+        stored = read_config(folder)
+        if stored.get("model_type") != MODEL_TYPE:
+            raise ValueError(f"{folder / CONFIG}: model_type {stored.get('model_type')!r} is not {MODEL_TYPE!r}")
+        try:
+            config, labels = configs.from_dict(stored["config"]), [str(one) for one in stored["labels"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder / CONFIG}: damaged, {type(error).__name__} {error}") from None
+        encoder = Encoder.load(str(folder / ENCODER), config.encoder.length)
+        with torch.random.fork_rng(devices=[]):  # fresh weights, all of which are replaced
+            proposer = Proposer(encoder.dim, config.proposer)
+            verbaliser = Verbaliser.load(str(folder / DECODER), encoder.dim, config.verbaliser)
+            made = cls(config, encoder, proposer, verbaliser, labels)
+        put_weights(made.parts(), folder, lambda name: name)
+        return made.to(device)
+
+
+def _counted(query: Query, calls: list[int]) -> Query:
+    def said(z: Tensor, t: Tensor) -> Tensor:
+        calls[0] += 1
+        return query(z, t)
+
+    return said

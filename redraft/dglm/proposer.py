@@ -1,0 +1,125 @@
+"""The proposer: a denoiser of one sentence vector, told the vector of what stands before, and how it is sampled."""
+
+from itertools import pairwise
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from redraft.dglm.config import ProposerConfig
+from redraft.dglm.guidance import level_features
+from redraft.dglm.noise import Cosine, Vectors
+from redraft.models.layers import TIME_FEATURES
+from redraft.processes import Process
+from redraft.randomness import Generators, rand
+from redraft.sampling import samplers
+from redraft.sampling.contract import Draw, Query
+
+
+class Residual(nn.Module):
+    """h + W_2 gelu(W_1 (norm(h) + W_c code)), the identity at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.shift = nn.LayerNorm(width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, h: Tensor, code: Tensor) -> Tensor:
+        return h + self.down(F.gelu(self.up(self.norm(h) + self.shift(code))))
+
+
+class Proposer(nn.Module):
+    """x_hat(z, gamma, c): the clean vector given a noisy one and the vector c of the prefix.
+
+    Vectors are standardised, (B, D); ``null`` (D,) is learned and stands for no prefix.
+    """
+
+    def __init__(self, dim: int, config: ProposerConfig) -> None:
+        super().__init__()
+        self.config, self.dim = config, dim
+        self.process = Vectors("vp", Cosine(config.gamma_min, config.gamma_max))
+        width = config.width
+        self.null = nn.Parameter(torch.zeros(dim))
+        self.read, self.known, self.level = (
+            nn.Linear(dim, width),
+            nn.Linear(dim, width),
+            nn.Linear(TIME_FEATURES, width),
+        )
+        self.blocks = nn.ModuleList(Residual(width) for _ in range(config.depth))
+        self.norm, self.say = nn.LayerNorm(width), nn.Linear(width, dim)
+        nn.init.zeros_(self.say.weight)
+        nn.init.zeros_(self.say.bias)
+
+    def forward(self, z: Tensor, gamma: Tensor, prefix: Tensor) -> Tensor:
+        """What ``config.predicts`` of the clean vector; z and prefix (B, D), gamma (B,)."""
+        z, prefix = z.to(self.null), prefix.to(self.null)
+        code = F.silu(self.level(level_features(gamma).to(z)) + self.known(prefix))
+        h = self.read(z)
+        for block in self.blocks:
+            h = block(h, code)
+        return self.say(self.norm(h))
+
+    def denoise(self, z: Tensor, gamma: Tensor, prefix: Tensor) -> Tensor:
+        """x_hat (B, 1, D) of z (B, 1, D) at gamma (B, 1), in z's dtype."""
+        said = self(z[:, 0], gamma[:, 0], prefix)[:, None].to(z)
+        return self.process.denoised(said, self.config.predicts, z, gamma)
+
+    def query(self, process: Vectors, prefix: Tensor) -> Query:
+        """The denoiser as samplers see it; ``process`` may visit other noise levels than training did."""
+        return lambda z, t: self.denoise(z, process.gamma(t)[0], prefix)
+
+    def without(self, process: Vectors) -> Query:
+        """The same, told nothing of what stands before."""
+        return lambda z, t: self.denoise(z, process.gamma(t)[0], self.null.expand(len(z), -1))
+
+    def loss(self, x: Tensor, prefix: Tensor, t: Tensor, generator: Generators) -> Tensor:
+        """weight(gamma) mean_d (x - x_hat)^2, (B,); x and prefix (B, D), t (B,) uniform.
+
+        ``flat``: the squared error of what is predicted. ``sigmoid``: sigmoid(gamma) times that of epsilon, times
+        gamma'(t), so that its mean is an integral over gamma, the same whatever the schedule between the same ends
+        (Kingma & Gao 2023, with bias 0). Either way |x - x_hat|^2 is what is weighed. Each row's prefix is hidden with
+        probability ``config.drop``.
+        """
+        gamma, slope = self.process.gamma(t)
+        x = x.double()[:, None]  # at the ends of gamma the error is far below what float32 keeps of x
+        z = self.process.noised(x, gamma, generator)
+        hidden = rand((len(x), 1), generator, x.device) < self.config.drop
+        x_hat = self.denoise(z, gamma, torch.where(hidden, self.null, prefix.to(self.null)))
+        error = ((x - x_hat) ** 2).mean(-1)
+        return (self.weight(gamma, slope) * error)[:, 0]
+
+    def weight(self, gamma: Tensor, slope: Tensor) -> Tensor:
+        """What |x - x_hat|^2 weighs at gamma, where t passes ``slope`` = d gamma / dt; gamma's shape."""
+        if self.config.weighting == "flat":
+            return self.process.error_weight(self.config.predicts, gamma)
+        return torch.sigmoid(gamma) * self.process.error_weight("epsilon", gamma) * slope
+
+
+def propose(
+    process: Vectors,
+    query: Query,
+    shape: tuple[int, int],
+    generators: Generators,
+    steps: int,
+    sampler: str = "ancestral",
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Draw vectors of ``shape`` (B, D): from the prior in ``steps`` equal steps of t, then x_hat at t = 0.
+
+    ``query`` is asked with z (B, 1, D) in ``dtype``. With a generator a row, row r draws from its own only.
+
+    Errors: ``ValueError`` for a sampler that is unknown or not defined for vectors.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: take at least one")
+    step, (rows, dim) = samplers.get(sampler), shape
+    z = process.prior((rows, 1, dim), generators, device).to(dtype)
+    draw = Draw(torch.zeros(rows, 1, dtype=torch.bool, device=device), generators)
+    for t, s in pairwise(torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()):
+        at, to = (torch.full((rows,), time, dtype=torch.float64, device=device) for time in (t, s))
+        z = step(cast(Process, process), query, z, at, to, draw)
+    return query(z, torch.zeros(rows, dtype=torch.float64, device=device))[:, 0]
