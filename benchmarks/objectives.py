@@ -3,7 +3,7 @@
     python benchmarks/objectives.py [--vocab 50258] [--depth 4] [--batch 4] [--length 128] [--only udlm ...]
 
 A step is forward, backward and clipping; the optimiser is left out, as its cost depends on the weights alone. One entry
-for each recipe of the lineage, and for each objective that has none. The unit is masked cross-entropy with the output
+for each recipe of the lineage and of the Gaussian family, and for each objective that has none. The unit is masked cross-entropy with the output
 layer at all positions; ``mdlm`` is the same with the output layer at masked positions only, about half of them.
 
 Time: CPU seconds of interleaved rounds, the order turned round every time; a ratio is to the unit's step of the same
@@ -38,6 +38,7 @@ from redraft.processes import Process
 from redraft.processes.base import log_prob_of
 from redraft.randomness import row_generators
 from redraft.recipes import Config, ModelConfig, ProcessConfig
+from redraft.recipes.gaussian import GAUSSIAN
 from redraft.recipes.lineage import LINEAGE
 
 UNIT = "masked cross-entropy, all positions"
@@ -91,8 +92,9 @@ class Shape:
 
 
 def configurations(only: Collection[str] | None = None) -> Iterator[tuple[str, Config]]:
-    """The lineage's recipes by name, then objectives without a recipe on noise that fits them."""
-    recipes = {recipe.__name__: recipe() for recipe in LINEAGE}
+    """The recipes on text by name, then objectives without a recipe on noise that fits them."""
+    text = [recipe for recipe in GAUSSIAN if not recipe.__name__.startswith("toy_")]
+    recipes = {recipe.__name__: recipe() for recipe in (*LINEAGE, *text)}
     covered = {config.objective for config in recipes.values()}
     for name, spec in OBJECTIVES.items():
         if name not in covered:

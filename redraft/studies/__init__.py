@@ -12,7 +12,7 @@ from redraft.studies.findings import Conclusion, Finding
 from redraft.studies.report import check_plotting, write_report
 from redraft.studies.runner import WORKERS, Budget, Cell, Record, Study, run_cells
 
-STUDIES = ("hybrid", "lineage")
+STUDIES = ("gaussian", "hybrid", "lineage")
 """Each is the ``STUDY`` of its own module here, which is imported when asked for."""
 
 
