@@ -3,8 +3,9 @@
     python benchmarks/objectives.py [--vocab 50258] [--depth 4] [--batch 4] [--length 128] [--only udlm ...]
 
 A step is forward, backward and clipping; the optimiser is left out, as its cost depends on the weights alone. One entry
-for each recipe of the lineage and of the Gaussian family, and for each objective that has none. The unit is masked cross-entropy with the output
-layer at all positions; ``mdlm`` is the same with the output layer at masked positions only, about half of them.
+for each recipe of the lineage and of the Gaussian family, and for each objective that has none. The unit is masked
+cross-entropy with the output layer at all positions; ``mdlm`` is the same with the output layer at masked positions
+only, about half of them.
 
 Time: CPU seconds of interleaved rounds, the order turned round every time; a ratio is to the unit's step of the same
 round. Memory: what a step allocates, seen by every operation that autograd or we dispatch, at its peak: bytes, and how

@@ -9,6 +9,8 @@ Self-conditioning (Analog Bits, Chen et al. 2022, arXiv 2208.04202): of a denois
 Which rows, their own generators decide. Other denoisers are asked once, whatever the share.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -88,7 +90,7 @@ def plaid(
     noise = _gaussian("plaid", process)
     drawn, inner = differentiable_draw(denoiser, noise, batch["ids"], u, generator, self_condition)
     said = answer(denoiser, noise, batch, drawn, detached=drawn.again)
-    minimise_square(inner, diffusion(noise, said, drawn), batch)
+    minimise_square(inner, diffusion(noise, said, drawn), batch, math.log(noise.K))
     parts = bound_parts(noise, said, drawn)
     parts["prior"] = apart(drawn.again, parts["prior"])
     value = total(parts)

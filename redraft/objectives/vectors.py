@@ -99,17 +99,18 @@ def apart(rows: Tensor, value: Tensor) -> Tensor:
     return torch.where(rows.reshape(-1, *(1,) * (value.ndim - 1)), value.detach(), value)
 
 
-def minimise_square(inner: tuple[Tensor, ...], loss: Tensor, batch: Batch) -> None:
-    """Let what computed ``inner`` (B, 1) follow the gradient of l^2 where all else follows that of l.
+def minimise_square(inner: tuple[Tensor, ...], loss: Tensor, batch: Batch, unit: float) -> None:
+    """Let what computed ``inner`` (B, 1) follow the gradient of l^2 / unit where all else follows that of l.
 
-    l (B, 1) is a row's mean ``loss`` (B, L) over its valid tokens: gradients that arrive are multiplied by 2 l, for
-    d l^2 = 2 l dl (PLAID, Gulrajani & Hashimoto 2023).
+    l (B, 1) is a row's mean ``loss`` (B, L) over its valid tokens: gradients that arrive are multiplied by 2 l / unit,
+    for d l^2 = 2 l dl (PLAID, Gulrajani & Hashimoto 2023). ``unit``, about as large as l, moves no minimum: without it
+    the schedule's gradient would be most of the norm that all are clipped by.
     """
     counts = valid(batch)
     mean = torch.where(counts, loss.detach(), 0.0).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp_min(1)
 
     def scaled(gradient: Tensor) -> Tensor:
-        return gradient * (2 * mean).to(gradient)
+        return gradient * (2 * mean / unit).to(gradient)
 
     for one in inner:
         if one.requires_grad:

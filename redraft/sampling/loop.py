@@ -215,6 +215,11 @@ def sample(
     if denoiser.facts.attention == "block":
         options = {"steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "device": device}
         return Samples(*by_blocks(sample, process, denoiser, ids, frozen, seeds, cond, callback, **options), seeds)
+    if denoiser.facts.vectors and (temperature, top_p) != (1.0, 1.0):
+        raise ValueError(
+            f"temperature={temperature}, top_p={top_p} of a denoiser that answers with vectors, which are no mean of "
+            "tokens: leave both at 1; 'ddim:tau=0.9' is a temperature of vectors"
+        )
     steps, step_function = _plan(denoiser, frozen, steps, sampler)
     if strength == 0:
         return Samples(ids.clone(), 0, 0, seeds)

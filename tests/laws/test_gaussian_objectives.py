@@ -337,7 +337,7 @@ def test_plaids_schedule_follows_the_square_and_all_else_the_loss(holes):
     said = vectors.ask(denoiser, process, z, t, {"gamma": gamma})
     diffusion = process.vlb(process.error(said.x, batch["ids"]), gamma, d_gamma)
     row = (diffusion * valid).sum(1) / valid.sum(1)
-    squares = (weight * (t > 0) * row**2)[:, None].expand(-1, L)[valid]
+    squares = (weight * (t > 0) * row**2 / math.log(V))[:, None].expand(-1, L)[valid]
     start = -8 * said.logp.gather(-1, batch["ids"][..., None])[..., 0]
     value = torch.where(t[:, None] == 0, start, weight[:, None] * diffusion) + process.prior_kl(batch["ids"])
     torch.testing.assert_close(loss.value, value, rtol=1e-12, atol=1e-12)
