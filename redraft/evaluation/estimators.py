@@ -9,7 +9,7 @@ from redraft import objectives
 from redraft.errors import unknown
 from redraft.evaluation import ode
 from redraft.models import contexts
-from redraft.objectives import Batch, over_counts
+from redraft.objectives import Batch, over_counts, vectors
 from redraft.processes import Denoiser, Gaussian, Process, absorbing
 from redraft.randomness import Generators
 
@@ -25,6 +25,13 @@ def exact(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generat
 def over_times(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
     """The continuous-time NELBO at the time u stands for."""
     return objectives.nelbo(denoiser, process, batch, u, generator).bound
+
+
+def over_levels(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
+    """The VLB of vectors at the noise level u stands for, drawn evenly over gamma unless the schedule was learned."""
+    assert isinstance(process, Gaussian)
+    drawn = vectors.draw(denoiser, process, batch["ids"], u, generator, evenly=True)
+    return vectors.total(vectors.bound_parts(process, vectors.answer(denoiser, process, batch, drawn), drawn))
 
 
 def over_steps(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
@@ -72,6 +79,7 @@ def over_flow(
 ESTIMATORS: dict[Score, str] = {
     exact: "chain rule, exact",
     over_times: "continuous-time NELBO, stratified t",
+    over_levels: "continuous-time VLB, stratified noise level",
     over_steps: "discrete-time NELBO of T steps, stratified step",
     over_counts: "NELBO, k of n tokens masked, stratified k",
     over_block_times: "block NELBO, continuous time, stratified t per block",
@@ -98,6 +106,8 @@ def choose(denoiser: Denoiser, process: Process) -> Score:
         if steps is not None:
             return over_block_steps
         return over_block_times if denoiser.facts.time_conditioned else over_block_counts
+    if isinstance(process, Gaussian):
+        return over_levels
     if steps is not None:
         return over_steps
     return over_counts if absorbing(process) and not denoiser.facts.time_conditioned else over_times
@@ -131,7 +141,8 @@ def get(
                 f"estimator='vlb' of a denoiser whose attention is {attention!r}, which has an estimator of its own, "
                 f"{ESTIMATORS[score]!r}: leave it out"
             )
-        score = over_times if getattr(process, "steps", None) is None else over_steps
+        if score is over_counts:  # the same mean, by another way
+            score = over_times
     return score, ESTIMATORS[score]
 
 

@@ -54,13 +54,19 @@ class Said:
 
 
 def draw(
-    denoiser: Denoiser, process: Gaussian, x0: Tensor, u: Tensor, generator: Generators, self_condition: float = 1.0
+    denoiser: Denoiser,
+    process: Gaussian,
+    x0: Tensor,
+    u: Tensor,
+    generator: Generators,
+    self_condition: float = 1.0,
+    evenly: bool = False,
 ) -> Drawn:
     """A draw for tokens x0 at the times u stands for. No gradient enters the schedule: gamma is a number here.
 
-    ``self_condition`` is the share of rows that are asked about ``again``.
+    ``self_condition`` is the share of rows that are asked about ``again``; ``evenly`` spreads u over gamma, not t.
     """
-    t, weight = process.times(u.to(x0.device))
+    t, weight = (process.levels if evenly else process.times)(u.to(x0.device))
     again = asked_again(denoiser, self_condition, x0, generator)
     gamma, d_gamma = (value.detach() for value in process.gamma(t))
     x = process.codebook[x0]

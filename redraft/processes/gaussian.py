@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from redraft.errors import unknown
 from redraft.processes.base import per_position
 from redraft.randomness import Device, Generators, randn
-from redraft.schedules import Gamma, GammaSchedule
+from redraft.schedules import Gamma, GammaSchedule, time_of
 
 Scales = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -240,6 +240,20 @@ class Gaussian(Channel):
         at_zero = u < RECONSTRUCTION_SHARE
         t = ((u - RECONSTRUCTION_SHARE) / (1 - RECONSTRUCTION_SHARE)).clamp_min(0.0)
         return t, torch.where(at_zero, 1 / RECONSTRUCTION_SHARE, 1 / (1 - RECONSTRUCTION_SHARE))
+
+    def levels(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """``times`` with the noise level even over gamma instead of t: the same integral, from other draws.
+
+        A fixed schedule that is steep at an end, as ``sqrt`` is, visits the levels there with rare and huge weights;
+        it is well to train by, and bad to measure by. A learned one is made for the bound already: it keeps its times.
+        """
+        t, weight = self.times(u)
+        if not isinstance(self.schedule, GammaSchedule) or self.schedule.name == "linear_gamma":
+            return t, weight
+        low, high = self.schedule(torch.tensor([0.0, 1.0], device=t.device))[0]
+        at = time_of(self.schedule, low + (high - low) * t)
+        at = torch.where(t > 0, at, 0.0)
+        return at, torch.where(t > 0, weight * (high - low) / self.schedule(at)[1], weight)
 
     def corrupt(self, x0: Tensor, t: Tensor, generator: Generators = None) -> Tensor:
         """Draw z ~ N(alpha_t x, sigma_t^2 I); (B, L, D) in the codebook's dtype."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from redraft.processes import Channel, Gaussian, Process
 from redraft.randomness import randn
 from redraft.sampling.contract import Draw, Query, misfit
-from redraft.schedules import Gamma, bisect
+from redraft.schedules import time_of
 
 
 def ddim(
@@ -114,11 +114,6 @@ def raised(channel: Channel, z: Tensor, t: Tensor, churn: float, draw: Draw) -> 
     spread = alpha_later * (torch.exp(low) * torch.expm1((high - low).clamp_min(0.0))).sqrt()
     noise = spread[..., None] * randn(z.shape, draw.generator, z.device)
     return (alpha_later / alpha)[..., None].to(z) * z + noise.to(z), later
-
-
-def time_of(schedule: Gamma, gamma: Tensor) -> Tensor:
-    """The t in [0, 1] at which ``schedule`` has ``gamma``, elementwise, float64; an end for one outside its range."""
-    return bisect(lambda t: -schedule(t)[0], -gamma)
 
 
 def said(channel: Channel, denoiser: Query, z: Tensor, t: Tensor, tau: float = 1.0, clamp: bool = False) -> Tensor:

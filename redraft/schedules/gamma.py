@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from redraft.errors import unknown
+from redraft.schedules.alpha import bisect
 
 
 @dataclass(frozen=True)
@@ -133,3 +134,8 @@ def check_ends(gamma_min: float, gamma_max: float) -> None:
     """Errors: ``ValueError`` unless both ends are finite and in order."""
     if not -math.inf < gamma_min < gamma_max < math.inf:
         raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}, both finite")
+
+
+def time_of(schedule: Gamma, gamma: Tensor) -> Tensor:
+    """The t in [0, 1] at which ``schedule`` has ``gamma``, elementwise, float64; an end for one outside its range."""
+    return bisect(lambda t: -schedule(t)[0], -gamma)

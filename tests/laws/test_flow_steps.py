@@ -10,8 +10,7 @@ from redraft.processes import Channel
 from redraft.randomness import row_generators
 from redraft.sampling import samplers
 from redraft.sampling.contract import Draw
-from redraft.sampling.flow import time_of
-from redraft.schedules import GammaSchedule
+from redraft.schedules import GammaSchedule, time_of
 
 from .chain import noise
 from .test_flow_samplers import DETERMINISTIC, columns, line, quantiles, query, run

@@ -381,3 +381,29 @@ def test_objective_holds_all_three_terms(kind):
     error = loss.bound.std().item() / math.sqrt(rows)
     assert loss.bound.mean().item() == pytest.approx(cross_entropy(process, 1.0) + prior, abs=5 * error)
     assert error < 0.02
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_levels_integrate_to_what_times_do(kind, schedule):
+    """Even draws over gamma, weighed, have the mean of even draws over t: diffusion, and t = 0 alike; 1e-7."""
+    process = toy(kind, schedule)
+    node, width = quadrature(400)
+    u = 0.125 + 0.875 * node
+    means = []
+    for spread in (process.times, process.levels):
+        t, weight = spread(u)
+        x0, z, at, probability = noisy_tokens(process, t)
+        loss = process.nelbo(posterior_tokens(process, z, at, PI), x0, z, at)[:, 0]
+        means.append(((loss * probability).reshape(len(t), -1).sum(-1) * weight * 0.875 * width).sum().item())
+    assert means[0] == pytest.approx(diffusion_loss(process), abs=1e-7)
+    assert means[1] == pytest.approx(means[0], abs=1e-7)
+    at_zero = process.levels(torch.tensor([0.0, 0.1], dtype=torch.float64))
+    assert at_zero[0].tolist() == [0.0, 0.0]
+    assert at_zero[1].tolist() == [8.0, 8.0]
+
+
+def test_levels_are_even_over_gamma():
+    process = toy("vp", "sqrt")
+    t, _ = process.levels(torch.linspace(0.2, 0.95, 7, dtype=torch.float64))
+    steps = process.gamma(t)[0][:, 0].diff()
+    torch.testing.assert_close(steps, steps[:1].expand(6), rtol=1e-9, atol=0)

@@ -236,7 +236,7 @@ def test_18_2_vlb_of_the_chain_is_its_entropy_and_what_both_ends_cost(answer):
     """
     denoiser, process, ids = answering(answer), short_noise(), Chain().sample(1000, seed=1)
     found = likelihood(denoiser, process, packed(ids), draws=4, estimator="vlb")
-    assert found.estimator == "continuous-time NELBO, stratified t"
+    assert found.estimator == "continuous-time VLB, stratified noise level"
     (lost, lost_error), (prior, prior_error) = gap(answer), prior_cost()
     assert prior > 0.1
     assert lost > 0.4
