@@ -1,4 +1,4 @@
-"""The table of laws is true: every number stands in it once, and every test it names exists and names that number."""
+"""The tables of laws are true: each number stands in them once, each test they name exists and names that number."""
 
 import ast
 import functools
@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NUMBERS = sorted({f"T{n}" for n in range(31)} - {"T3"} | {"T0b", "T0c", "T2b", "T3a", "T3b", "T3c"})
-ROW = re.compile(r"^\| (T\d+[a-c]?) \| (.+) \| ([^|]+) \|$", re.MULTILINE)
+TOKENS = {f"T{n}" for n in range(31)} - {"T3"} | {"T0b", "T0c", "T2b", "T3a", "T3b", "T3c"}
+VECTORS = {f"2.2.{n}" for n in range(1, 11)} | {f"18.{n}" for n in (2, 3, 4, 5, 6, 7, 13, 14, 15)}
+NUMBERS = sorted(TOKENS | VECTORS)
+ROW = re.compile(r"^\| (T\d+[a-c]?|2\.2\.\d+|18\.\d+) \| (.+) \| ([^|]+) \|$", re.MULTILINE)
 
 
 def named(function: ast.FunctionDef) -> set[str]:
-    """The numbers in a test's name (``test_t3a_t3c_..``) or docstring (``T3a``)."""
-    parts = function.name.split("_")
+    """The numbers in a test's name (``test_t3a_t3c_..``, ``test_18_5_..``) or docstring (``T3a``, ``18.5``)."""
+    parts, said = function.name.split("_"), ast.get_docstring(function) or ""
     in_name = {part.capitalize() for part in parts if re.fullmatch(r"t\d+[a-c]?", part)}
-    return in_name | set(re.findall(r"\bT\d+[a-c]?\b", ast.get_docstring(function) or ""))
+    in_name |= {number.replace("_", ".") for number in re.findall(r"(?<=_)(?:2_2|18)_\d+(?=_)", function.name)}
+    in_words = re.findall(r"\bT\d+[a-c]?\b|(?<![\d.])(?:2\.2|18)\.\d+(?!\.?\d)", said)
+    return in_name | set(in_words)
 
 
 @functools.cache
@@ -33,7 +37,7 @@ def law_tests() -> dict[str, set[str]]:
 
 @functools.cache
 def table() -> dict[str, list[str]]:
-    """The tests that the table of ``docs/laws.md`` names for each number."""
+    """The tests that the tables of ``docs/laws.md`` name for each number."""
     rows = defaultdict(list)
     for number, _, cell in ROW.findall((ROOT / "docs" / "laws.md").read_text("utf-8")):
         rows[number] += re.findall(r"`([^`]+)`", cell)
@@ -61,3 +65,7 @@ def test_numbers_are_read_as_they_are_written():
     (function,) = ast.parse(code).body
     assert isinstance(function, ast.FunctionDef)
     assert named(function) == {"T3a", "T12", "T0b", "T27"}
+    code = 'def test_2_2_10_is_true(self):\n    """18.13, and 18.2: not 0.18.3, 118.4, 2.2 or 18.5.1."""\n'
+    (function,) = ast.parse(code).body
+    assert isinstance(function, ast.FunctionDef)
+    assert named(function) == {"2.2.10", "18.13", "18.2"}
