@@ -160,6 +160,7 @@ class LM:
 
         Errors: ``ValueError`` when prompt and length exceed the context and there is no stride.
         """
+        self._refuse_strength(options)
         ids = self.encode(prompt)
         length = self.context - len(ids) if length is None else length
         if length < 1 or (stride is None and length > self.context - len(ids)):
@@ -178,6 +179,7 @@ class LM:
         The options are those of ``sample``. Errors: ``ValueError`` for a text without gaps, or longer than the trained
         context.
         """
+        self._refuse_strength(options)
         row = self.tokenizer.encode_template(text)
         if len(row) > self.context:
             raise ValueError(f"the text has {len(row)} tokens, the model was trained on {self.context}: shorten it")
@@ -201,6 +203,10 @@ class LM:
             )
         write = partial(sample, self.process, self.denoiser, canvas=torch.tensor(ids), strength=strength)
         return self._draw(write, len(ids), cast(Options, options))
+
+    def _refuse_strength(self, options: Options) -> None:
+        if "strength" in options:
+            raise ValueError(f"strength={options['strength']} is of redrafting a text that is there: use edit")
 
     def _write(self, row: Sequence[int | None], options: Options) -> Generation:
         """Draw texts of one canvas, None where it is free."""

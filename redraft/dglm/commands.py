@@ -1,5 +1,6 @@
 """The command line's ``dglm`` group: train and generate. Nothing heavy is imported before a command needs it."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,6 +68,7 @@ def generate(
 ) -> None:
     """Write text, from nothing or after a prompt."""
     from redraft.dglm.model import DGLM
+    from redraft.trace import visible
 
     written = DGLM.load(model, device).generate(
         prompt,
@@ -87,5 +89,5 @@ def generate(
     for number, (text, own) in enumerate(zip(written.texts, written.seeds, strict=True), 1):
         if num > 1:
             typer.echo(f"-- {number} of {num}, seed {own}", err=True)
-        typer.echo(text)
+        typer.echo(visible(text, keep="\n\t") if sys.stdout.isatty() else text)
     typer.echo(f"{written.nfe} denoiser calls", err=True)

@@ -1,12 +1,12 @@
 """A DGLM's recipe: one frozen tree of typed fields, in the manner of ``redraft.recipes``, and two recipes."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from redraft.errors import unknown
-from redraft.recipes.config import field_names, frozen
+from redraft.recipes.config import frozen
 
 TINY = "tiny"
 """In place of a model's folder or id: a small random one with a tokenizer learnt from the training text."""
@@ -154,9 +154,9 @@ def dglm_paper() -> DGLMConfig:
     From that code: standardised vectors, v-prediction, sigmoid weighting, gamma in [-15, 15] by the cosine density,
     prefixes hidden one time in ten, sigma^2 = 0.05, 8 soft tokens, 50 to 250 DDPM steps at scale 3, nucleus 0.9. Not
     reproduced: its training of both parts at once, and its reverse variance, which lies between DDPM's two. Widths,
-    steps, learning rates and the prefixes that are
-    hidden from the decoder are ours and untuned. The vector is the mean of the encoder's last states: the projection
-    that a sentence-transformers folder keeps beside its encoder is not applied.
+    steps, learning rates and the prefixes that are hidden from the decoder are ours and untuned. The vector is the mean
+    of the encoder's last states: the projection that a sentence-transformers folder keeps beside its encoder is not
+    applied.
     """
     return DGLMConfig(
         recipe="dglm_paper",
@@ -171,9 +171,6 @@ def dglm_paper() -> DGLMConfig:
 
 
 RECIPES: dict[str, Callable[[], DGLMConfig]] = {recipe.__name__: recipe for recipe in (dglm_toy, dglm_paper)}
-_ADAPTER = TypeAdapter(DGLMConfig)
-_OPTIONAL = ("data.label_field", "data.max_documents")
-"""Fields that may be None, which a command line writes as ``none``."""
 
 
 def get(name: str) -> DGLMConfig:
@@ -181,35 +178,3 @@ def get(name: str) -> DGLMConfig:
     if name not in RECIPES:
         raise unknown("DGLM recipe", name, RECIPES)
     return RECIPES[name]()
-
-
-def to_dict(config: DGLMConfig) -> dict[str, Any]:
-    """The tree as plain dictionaries, ready for JSON."""
-    return _ADAPTER.dump_python(config)
-
-
-def from_dict(tree: Mapping[str, Any]) -> DGLMConfig:
-    """The inverse of ``to_dict``. Errors: ``ValueError`` naming the field, its value and what is allowed."""
-    try:
-        return _ADAPTER.validate_python(dict(tree))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{where}={first.get('input')!r}: {first['msg']}") from None
-
-
-def override(config: DGLMConfig, values: Mapping[str, Any]) -> DGLMConfig:
-    """``config`` with fields set by dotted name, ``{"proposer.width": 64}``; values may be strings.
-
-    Errors: ``ValueError`` for an unknown field (with the nearest one) or a value its field refuses.
-    """
-    tree, known = to_dict(config), field_names(DGLMConfig)
-    for name, value in values.items():
-        if name not in known:
-            raise unknown("field", name, known)
-        *parents, leaf = name.split(".")
-        node = tree
-        for parent in parents:
-            node = node[parent]
-        node[leaf] = None if value == "none" and name in _OPTIONAL else value
-    return from_dict(tree)

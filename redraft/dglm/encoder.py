@@ -23,22 +23,24 @@ class Encoder:
         self.dim = int(model.config.hidden_size)
 
     @classmethod
-    def load(cls, name: str, length: int) -> Self:
+    def load(cls, name: str, length: int, local: bool = False) -> Self:
         """From a folder or Hub id: an encoder, or a model such as T5 whose encoder half ``transformers`` can take.
+
+        With ``local`` nothing is asked of the Hub, whatever the folder says.
 
         Errors: ``ValueError`` for one that cannot be had, and for another kind of model.
         """
         from transformers import AutoModel, AutoModelForTextEncoding
         from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
-        config = pretrained.config(name, "encoder")
+        config = pretrained.config(name, "encoder", local)
         halves = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
         if config.is_encoder_decoder and not halves:
             raise ValueError(f"encoder {name!r}: transformers cannot take the encoder of a {config.model_type}; use T5")
         auto = AutoModelForTextEncoding if halves else AutoModel
         # a pooler stands on top of the states that are read here
-        model = pretrained.model(auto, name, "encoder", spare="pooler.")
-        return cls(model, pretrained.tokenizer(name, "encoder"), length)
+        model = pretrained.model(auto, name, "encoder", spare="pooler.", local=local)
+        return cls(model, pretrained.tokenizer(name, "encoder", local), length)
 
     def save(self, folder: Path) -> None:
         with pretrained.quiet():

@@ -6,6 +6,7 @@ The encoder is fixed, so the parts learn apart from one another.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +15,20 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from redraft import recipes
 from redraft.dglm import config as configs
 from redraft.dglm import teaching
 from redraft.dglm.config import DGLMConfig
 from redraft.dglm.encoder import Encoder, Standard
-from redraft.dglm.guidance import Clean, Logistic, Noised, cfg, guided, plug_in
-from redraft.dglm.noise import Cosine, Vectors
+from redraft.dglm.guidance import Clean, Logistic, Noised, plug_in
 from redraft.dglm.pairs import Pair, read_pairs
-from redraft.dglm.proposer import Proposer, propose
+from redraft.dglm.proposer import Prompted, Proposer, Vectors, noise, propose
 from redraft.dglm.verbaliser import Verbaliser
 from redraft.errors import unknown
-from redraft.guidance.gradient import LogLikelihood
+from redraft.guidance import LogLikelihood, cfg, gradient_guided
 from redraft.models.folder import CONFIG, put_weights, read_config, write_model
+from redraft.processes import Denoiser
 from redraft.randomness import Device, derive, generator
-from redraft.sampling.contract import Query
 
 MODEL_TYPE = "redraft-dglm"
 ENCODER, DECODER = "encoder", "decoder"
@@ -58,14 +59,6 @@ class Written:
         rows = zip(self.texts, self.continuations, self.seeds, strict=True)
         samples = [{"text": text, "continuation": own, "seed": seed} for text, own, seed in rows]
         return {"samples": samples, "nfe": self.nfe}
-
-
-@dataclass
-class Attribute:
-    """What to guide towards, as ``generate`` understands it: a label, or log p(y | x) of clean vectors."""
-
-    wanted: str | Clean
-    strength: float
 
 
 class DGLM:
@@ -105,7 +98,7 @@ class DGLM:
         Errors: ``ValueError`` for a field, file or model that will not do, for an ``out`` in use, and for a loss that
         is not finite, by its step and term.
         """
-        config = configs.override(configs.get(recipe) if isinstance(recipe, str) else recipe, overrides or {})
+        config = recipes.override(configs.get(recipe) if isinstance(recipe, str) else recipe, overrides or {})
         pairs = read_pairs(data, config.data)
         labels = teaching.labels_of(pairs)
         folder = None if out is None else teaching.fresh(out)
@@ -141,7 +134,7 @@ class DGLM:
 
         ``weight``: of the prefix in the proposal, 1 is plain, 0 forgets it (``guidance.cfg``). ``attribute``: a label
         the classifier was trained with, or log p(y | x) of standardised clean vectors (B, D), with ``strength``
-        (``guidance.guided``). ``length`` tokens at most. What is None is as the model's recipe says.
+        (``guidance.gradient_guided``). ``length`` tokens at most. What is None is as the model's recipe says.
 
         Row r draws from its own generator, seeded by ``seeds[r]``, or by (seed, r): no row depends on those beside it.
 
@@ -160,8 +153,7 @@ class DGLM:
             raise ValueError(f"length={length}: ask for at least one token")
         for prefix in prefixes.values():
             self.verbaliser.room(len(prefix), length)
-        wish = None if attribute is None else Attribute(attribute, strength)
-        x, nfe = self.propose(rows, own, steps, weight, wish, sampler)
+        x, nfe = self.propose(rows, own, steps, weight, attribute, strength, sampler)
         known = self.config.sample
         heat = known.temperature if temperature is None else temperature
         share = known.top_p if top_p is None else top_p
@@ -181,22 +173,26 @@ class DGLM:
         seeds: Sequence[int],
         steps: int | None = None,
         weight: float = 1.0,
-        attribute: Attribute | None = None,
+        attribute: str | Clean | None = None,
+        strength: float = 1.0,
         sampler: str | None = None,
     ) -> tuple[Tensor, int]:
         """Standardised vectors (B, D), one a prompt, and the calls of the proposer's network for each row."""
-        known, noise = self.config.sample, self.config.proposer
-        process = Vectors("vp", Cosine(noise.gamma_min, noise.gamma_max, known.scale))
-        prefix, calls = self.prefixes(prompts), [0]
-        told = _counted(self.proposer.query(process, prefix), calls)
-        query = cfg(told, _counted(self.proposer.without(process), calls), weight)
+        if not 0 <= strength < math.inf:
+            raise ValueError(f"strength={strength}: 0 is no guidance and 1 is p(x | y); to move away, ask for not-y")
+        if attribute is None and strength != 1.0:
+            raise ValueError(f"strength={strength} without an attribute guides towards nothing: pass attribute")
+        known = self.config.sample
+        process, prefix = noise(self.config.proposer, known.scale), self.prefixes(prompts)
+        sides = [Prompted(self.proposer, process, one) for one in (prefix, self.proposer.null.expand_as(prefix))]
+        denoiser = cfg(*sides, weight=weight)
         if attribute is not None:
-            query = guided(query, process, self.log_p(query, process, attribute.wanted), attribute.strength)
+            denoiser = gradient_guided(denoiser, process, self.log_p(denoiser, process, attribute), strength)
         draws = [generator(one, VECTOR) for one in seeds]
         steps = known.steps if steps is None else steps
         shape = len(prompts), self.encoder.dim
-        x = propose(process, query, shape, draws, steps, sampler or known.sampler, prefix.device)
-        return x, calls[0]
+        x = propose(process, denoiser, shape, draws, steps, sampler or known.sampler, prefix.device)
+        return x, sum(side.calls for side in sides)
 
     def prefixes(self, prompts: Sequence[str]) -> Tensor:
         """The proposer's condition for each prompt, (B, D): its vector, the learned null for an empty one."""
@@ -208,17 +204,17 @@ class DGLM:
         """Standardised vectors of texts, (n, D)."""
         return self.standard(self.encoder.vectors(texts))
 
-    def log_p(self, query: Query, process: Vectors, wanted: str | Clean) -> LogLikelihood:
+    def log_p(self, denoiser: Denoiser, process: Vectors, wanted: str | Clean) -> LogLikelihood:
         """log p(y | z), (B,), of what is wanted, differentiable in z. Errors: ``ValueError`` for an unknown label."""
         if not isinstance(wanted, str):
-            return plug_in(query, wanted)
+            return plug_in(denoiser, wanted)
         if self.classifier is None:
             raise ValueError(f"attribute={wanted!r}: this model has no classifier; train with data.label_field")
         if wanted not in self.labels:
             raise unknown("attribute", wanted, self.labels)
         at, known = self.labels.index(wanted), self.classifier
         if isinstance(known, Logistic):
-            return plug_in(query, lambda x: known(x)[:, at])
+            return plug_in(denoiser, lambda x: known(x)[:, at])
         return lambda z, t: known(z[:, 0], process.gamma(t)[0][:, 0])[:, at]
 
     # ------------------------------------------------------------------------------------------------------- keeping
@@ -244,7 +240,7 @@ class DGLM:
         (folder / CONFIG).unlink(missing_ok=True)  # while its parts are exchanged, the folder is no model
         self.encoder.save(folder / ENCODER)
         self.verbaliser.save(folder / DECODER)
-        about = {"model_type": MODEL_TYPE, "labels": self.labels, "config": configs.to_dict(self.config)}
+        about = {"model_type": MODEL_TYPE, "labels": self.labels, "config": recipes.to_dict(self.config)}
         write_model(folder, self.parts().state_dict(), json.dumps(about, indent=2) + "\n")
 
     @classmethod
@@ -257,21 +253,16 @@ class DGLM:
         if stored.get("model_type") != MODEL_TYPE:
             raise ValueError(f"{folder / CONFIG}: model_type {stored.get('model_type')!r} is not {MODEL_TYPE!r}")
         try:
-            config, labels = configs.from_dict(stored["config"]), [str(one) for one in stored["labels"]]
-        except (KeyError, TypeError, ValueError) as error:
+            config, labels = recipes.from_dict(stored["config"], DGLMConfig), [str(one) for one in stored["labels"]]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / CONFIG}: damaged, {type(error).__name__} {error}") from None
-        encoder = Encoder.load(str(folder / ENCODER), config.encoder.length)
+        for part in (ENCODER, DECODER):  # a folder that is not there would be read as a Hub id
+            if not (folder / part).is_dir():
+                raise ValueError(f"{folder}: no folder {part!r} in it; copy the model again")
+        encoder = Encoder.load(str(folder / ENCODER), config.encoder.length, local=True)
         with torch.random.fork_rng(devices=[]):  # fresh weights, all of which are replaced
             proposer = Proposer(encoder.dim, config.proposer)
-            verbaliser = Verbaliser.load(str(folder / DECODER), encoder.dim, config.verbaliser)
+            verbaliser = Verbaliser.load(str(folder / DECODER), encoder.dim, config.verbaliser, local=True)
             made = cls(config, encoder, proposer, verbaliser, labels)
         put_weights(made.parts(), folder, lambda name: name)
         return made.to(device)
-
-
-def _counted(query: Query, calls: list[int]) -> Query:
-    def said(z: Tensor, t: Tensor) -> Tensor:
-        calls[0] += 1
-        return query(z, t)
-
-    return said

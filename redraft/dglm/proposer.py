@@ -1,7 +1,9 @@
 """The proposer: a denoiser of one sentence vector, told the vector of what stands before, and how it is sampled."""
 
+import math
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +11,51 @@ from torch import Tensor, nn
 
 from redraft.dglm.config import ProposerConfig
 from redraft.dglm.guidance import level_features
-from redraft.dglm.noise import Cosine, Vectors
 from redraft.models.layers import TIME_FEATURES
-from redraft.processes import Process
-from redraft.randomness import Generators, rand
+from redraft.models.vectors import ask
+from redraft.processes import Channel, Denoiser, Facts, Process
+from redraft.randomness import Generators, rand, randn
 from redraft.sampling import samplers
-from redraft.sampling.contract import Draw, Query
+from redraft.sampling.contract import Draw
+from redraft.schedules.gamma import GammaSchedule, check_ends
+
+
+@dataclass(frozen=True)
+class Cosine(GammaSchedule):
+    """gamma = 2 log tan(theta) - 2 log(scale), theta rising evenly in t (STAR-LDM's code).
+
+    t ~ U(0, 1) draws gamma + 2 log(scale) from the cosine density, sech(. / 2) / 2 pi, cut at the ends.
+    """
+
+    name: str = "cosine_angle"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_ends(self.gamma_min, self.gamma_max)
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(gamma, d gamma / dt) in float64, of t's shape."""
+        shift = 2 * math.log(self.scale)
+        first, last = (math.atan(math.exp((end + shift) / 2)) for end in (self.gamma_min, self.gamma_max))
+        theta = first + (last - first) * t.double()
+        return 2 * torch.log(torch.tan(theta)) - shift, 4 * (last - first) / torch.sin(2 * theta)
+
+
+class Vectors(Channel):
+    """Noise on vectors that stand for no token, with what samplers ask of a process beside it."""
+
+    name = "vectors"
+    vectors = True
+    mask_id = None
+
+
+def noise(config: ProposerConfig, scale: float = 1.0) -> Vectors:
+    """VP, under which standardised vectors have variance 1 at every t; ``scale`` moves gamma by -2 log(scale).
+
+    A scale above 1 gives the same t more signal.
+    """
+    shift = 2 * math.log(scale)
+    return Vectors("vp", Cosine(gamma_min=config.gamma_min - shift, gamma_max=config.gamma_max - shift, scale=scale))
 
 
 class Residual(nn.Module):
@@ -40,7 +81,7 @@ class Proposer(nn.Module):
     def __init__(self, dim: int, config: ProposerConfig) -> None:
         super().__init__()
         self.config, self.dim = config, dim
-        self.process = Vectors("vp", Cosine(config.gamma_min, config.gamma_max))
+        self.process = noise(config)
         width = config.width
         self.null = nn.Parameter(torch.zeros(dim))
         self.read, self.known, self.level = (
@@ -67,14 +108,6 @@ class Proposer(nn.Module):
         said = self(z[:, 0], gamma[:, 0], prefix)[:, None].to(z)
         return self.process.denoised(said, self.config.predicts, z, gamma)
 
-    def query(self, process: Vectors, prefix: Tensor) -> Query:
-        """The denoiser as samplers see it; ``process`` may visit other noise levels than training did."""
-        return lambda z, t: self.denoise(z, process.gamma(t)[0], prefix)
-
-    def without(self, process: Vectors) -> Query:
-        """The same, told nothing of what stands before."""
-        return lambda z, t: self.denoise(z, process.gamma(t)[0], self.null.expand(len(z), -1))
-
     def loss(self, x: Tensor, prefix: Tensor, t: Tensor, generator: Generators) -> Tensor:
         """weight(gamma) mean_d (x - x_hat)^2, (B,); x and prefix (B, D), t (B,) uniform.
 
@@ -98,9 +131,26 @@ class Proposer(nn.Module):
         return torch.sigmoid(gamma) * self.process.error_weight("epsilon", gamma) * slope
 
 
+class Prompted:
+    """The proposer as a denoiser of z (B, 1, D), told the vectors of what stands before, (B, D); it counts its calls.
+
+    ``process`` may visit other noise levels than training did.
+    """
+
+    facts = Facts(time_conditioned=True, vectors=True)
+
+    def __init__(self, proposer: Proposer, process: Vectors, prefix: Tensor) -> None:
+        self.proposer, self.process, self.prefix, self.calls = proposer, process, prefix, 0
+
+    def __call__(self, z: Tensor, t: Tensor, cond: Any = None, vectors: bool = True) -> Tensor:
+        """x_hat (B, 1, D): there are no tokens to answer with."""
+        self.calls += 1
+        return self.proposer.denoise(z, self.process.gamma(t)[0], self.prefix)
+
+
 def propose(
     process: Vectors,
-    query: Query,
+    denoiser: Denoiser,
     shape: tuple[int, int],
     generators: Generators,
     steps: int,
@@ -110,15 +160,20 @@ def propose(
 ) -> Tensor:
     """Draw vectors of ``shape`` (B, D): from the prior in ``steps`` equal steps of t, then x_hat at t = 0.
 
-    ``query`` is asked with z (B, 1, D) in ``dtype``. With a generator a row, row r draws from its own only.
+    ``denoiser`` says vectors, and is asked with z (B, 1, D) in ``dtype``. With a generator a row, row r draws from its
+    own only.
 
     Errors: ``ValueError`` for a sampler that is unknown or not defined for vectors.
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: take at least one")
     step, (rows, dim) = samplers.get(sampler), shape
-    z = process.prior((rows, 1, dim), generators, device).to(dtype)
+    z = (process.ends()[2].to(device) * randn((rows, 1, dim), generators, device)).to(dtype)
     draw = Draw(torch.zeros(rows, 1, dtype=torch.bool, device=device), generators)
+
+    def query(z: Tensor, t: Tensor) -> Tensor:
+        return ask(denoiser, None, z, t, None).x
+
     for t, s in pairwise(torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()):
         at, to = (torch.full((rows,), time, dtype=torch.float64, device=device) for time in (t, s))
         z = step(cast(Process, process), query, z, at, to, draw)

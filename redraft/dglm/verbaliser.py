@@ -1,6 +1,8 @@
 """The verbaliser: a causal language model that is told a sentence vector as soft tokens and writes its text."""
 
+import math
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,8 +15,7 @@ from redraft.data.tokenizers import pretrained as pretrained_tokenizer
 from redraft.dglm import pretrained
 from redraft.dglm.config import VerbaliserConfig
 from redraft.dglm.encoder import padded
-from redraft.dglm.noise import renoised
-from redraft.randomness import Generators, categorical, rand
+from redraft.randomness import Generators, categorical, rand, randn
 from redraft.sampling.contract import tempered
 
 
@@ -38,11 +39,14 @@ class Verbaliser(nn.Module):
         self.room(config.prefix, config.length)
 
     @classmethod
-    def load(cls, name: str, dim: int, config: VerbaliserConfig) -> Self:
-        """With the decoder of a folder or Hub id and a fresh ``soften``. Errors: ``ValueError`` if it cannot be had."""
+    def load(cls, name: str, dim: int, config: VerbaliserConfig, local: bool = False) -> Self:
+        """With the decoder of a folder or Hub id and a fresh ``soften``; with ``local`` nothing is asked of the Hub.
+
+        Errors: ``ValueError`` if it cannot be had.
+        """
         from transformers import AutoModelForCausalLM
 
-        decoder = pretrained.model(AutoModelForCausalLM, name, "decoder")
+        decoder = pretrained.model(AutoModelForCausalLM, name, "decoder", local=local)
         made = Tokenizer.load(name) if Path(name).is_dir() else pretrained_tokenizer(name)
         return cls(decoder, made, dim, config)
 
@@ -109,11 +113,12 @@ class Verbaliser(nn.Module):
         self.room(len(prefix), length)
         ids = torch.tensor(list(prefix), dtype=torch.long, device=x.device).expand(len(x), -1)
         embeds = self.told(x, ids, generators)
-        # its own settings, which a released decoder's would otherwise fill up
-        self.decoder.generation_config = GenerationConfig(
+        # generate fills up the settings it is passed with the decoder's own, so a copy that shares its weights has ours
+        decoder = copy(self.decoder)
+        decoder.generation_config = GenerationConfig(
             max_new_tokens=length, do_sample=False, eos_token_id=self.end, pad_token_id=self.end
         )
-        written = self.decoder.generate(
+        written = decoder.generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=x.device),
             logits_processor=LogitsProcessorList([RowDraw(generators, temperature, top_p, self.tokenizer.K)]),
@@ -136,3 +141,9 @@ class RowDraw:
         probs = tempered(scores[:, : self.tokens], self.temperature, self.top_p)
         drawn = categorical(probs[:, None], self.generators)
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+
+
+def renoised(x: Tensor, variance: float, generator: Generators = None) -> Tensor:
+    """sqrt(1 - variance) x + sqrt(variance) eps, of x's shape (B, D)."""
+    eps = randn(x.shape, generator, x.device)
+    return math.sqrt(1 - variance) * x + (math.sqrt(variance) * eps).to(x)

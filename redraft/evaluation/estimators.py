@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from redraft import objectives
@@ -72,7 +73,8 @@ def over_flow(
 ) -> Tensor:
     """The bound of the probability-flow ODE from one draw of z at t = 0 (``ode.bound``); u is idle."""
     assert isinstance(process, Gaussian)
-    z = process.corrupt(batch["ids"], u.new_zeros(len(u)), generator)
+    ids = batch["ids"]
+    z = process.corrupt(ids, torch.zeros(len(ids), dtype=torch.float64, device=ids.device), generator)
     return ode.bound(denoiser, process, batch, z, generator, steps, probes)
 
 

@@ -10,10 +10,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from redraft.models.vectors import Said, ask
 from redraft.objectives import Batch, condition, valid
-from redraft.objectives.vectors import Said, ask
 from redraft.processes import Denoiser, Gaussian
-from redraft.processes.base import Condition, log_prob_of
+from redraft.processes.base import Condition, differentiating, log_prob_of
 from redraft.randomness import Generators, rand
 
 STEPS: Final = 64
@@ -51,7 +51,8 @@ def bound(
     A denoiser that conditions on itself is asked twice at every point, first told zeros: the flow is then a function of
     (z, t), and the bound is of it, not of a sampler that hands on guesses from step to step.
 
-    Errors: ``ValueError`` for fewer than 1 step or 0 probes, and for a denoiser that no gradient passes.
+    Errors: ``ValueError`` for fewer than 1 step or 0 probes, for a denoiser that no gradient passes, and in inference
+    mode.
     """
     if steps < 1:
         raise ValueError(f"ode_steps={steps}: take at least one")
@@ -63,7 +64,7 @@ def bound(
 
     def ask_at(y: Tensor, i: int) -> tuple[Said, Tensor, Tensor]:
         """What is said at y and time i, the flow dy / dr there, and its divergence."""
-        with torch.enable_grad():
+        with differentiating():
             y = y.detach().requires_grad_()
             said = field(denoiser, process, batch, (sigma[i] * y).to(process.codebook), t[i])
             flow = torch.where(counts, said.x.double(), clean)

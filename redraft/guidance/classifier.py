@@ -14,7 +14,7 @@ from torch import Tensor
 
 from redraft.guidance.classifier_free import reverse_kernel
 from redraft.processes import Process
-from redraft.processes.base import Kernel
+from redraft.processes.base import Kernel, differentiating
 from redraft.randomness import categorical
 from redraft.sampling.samplers import Draw, Query, Sampler
 
@@ -51,7 +51,7 @@ def first_order_gain(classifier: Classifier, z: Tensor, t: Tensor, states: int) 
 
     Exact where log p(c | z) is linear in the one-hot rows; elsewhere it extrapolates from z to a text one token away.
     """
-    with torch.enable_grad():
+    with differentiating():
         rows = F.one_hot(z, states).to(torch.get_default_dtype()).requires_grad_()
         (slope,) = torch.autograd.grad(classifier(rows, t).sum(), rows)
     return (slope - slope.gather(-1, z[..., None])).double()

@@ -12,6 +12,7 @@ clean vectors, weight x_c + (1 - weight) x_u, as those who predict vectors do (H
 mixing epsilon, v or the score; x may then leave the convex hull of the codebook, which mixed tokens never do.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -20,7 +21,9 @@ import torch
 from torch import Tensor
 
 from redraft.errors import unknown
+from redraft.models.vectors import ask
 from redraft.processes import Denoiser, Facts, Gaussian, Process, absorbing
+from redraft.processes.base import as_condition
 from redraft.randomness import categorical
 from redraft.sampling.samplers import Draw, Query, Sampler, Tokens, over_tokens
 
@@ -108,7 +111,7 @@ class Guided(torch.nn.Module):
         for side, told, idle in ((self.conditional, own, 0), (self.unconditional, self.null, 1)):
             if self.weight == idle:
                 continue
-            told = {**(told or {}), **guess} if guess and side.facts.self_conditioned else told
+            told = {**as_condition(told), **guess} if guess and side.facts.self_conditioned else told
             said.append(clean_vectors(side, self.process, z, t, told) if vectors else side(z, t, told))
         if len(said) == 1:
             return said[0]
@@ -125,10 +128,7 @@ def _apart(cond: Any) -> tuple[Any, dict[str, Tensor]]:
 
 def clean_vectors(denoiser: Denoiser, process: Gaussian | None, z: Tensor, t: Tensor, cond: Any) -> Tensor:
     """The clean vectors that ``denoiser`` says, (B, L, D): its own, or the mean of its tokens' in ``process``."""
-    if denoiser.facts.vectors:
-        return denoiser(z, t, cond, **{"vectors": True})
-    assert process is not None
-    return process.mean(denoiser(z, t, cond).exp())
+    return ask(denoiser, process, z, t, cond).x
 
 
 def cfg(
@@ -152,9 +152,11 @@ def cfg(
     (1 - weight) x_u, for which ``process`` holds the codebook of denoisers that name tokens. Unless given, it is
     vectors where one predicts them. Denoisers that condition on themselves are told what was mixed before.
 
-    Errors: ``ValueError`` for denoisers of different kinds, an unknown space, a codebook that is missing, tokens of
-    denoisers that predict vectors; or, when called, one asked the same twice.
+    Errors: ``ValueError`` for a weight that is no number, denoisers of different kinds, an unknown space, a codebook
+    that is missing, tokens of denoisers that predict vectors; or, when called, one asked the same twice.
     """
+    if not math.isfinite(weight):
+        raise ValueError(f"cfg weight={weight}: pass a number; 1 is the conditional model, 0 the unconditional one")
     unconditional = conditional if unconditional is None else unconditional
     one, other = conditional.facts, unconditional.facts
     for name in ("posterior", "mask_id", "attention", "block"):

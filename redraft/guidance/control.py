@@ -16,6 +16,7 @@ from torch import Tensor
 from redraft.guidance.classifier_free import of_vectors
 from redraft.guidance.gradient import LogLikelihood, slope
 from redraft.processes import Process
+from redraft.processes.base import differentiating
 from redraft.randomness import randn
 from redraft.sampling.samplers import Draw, Query, Sampler
 
@@ -38,13 +39,17 @@ def ends_at(process: Process, position: int, end: int) -> Control:
     """|x_hat - codebook[end]|^2 / sigma_s at ``position``: a text of that many tokens, with no classifier.
 
     The clean vector is the denoiser's, so that every update costs a call of it and a backward pass through it. What
-    stands before the end is left alone, be it another end. Errors: ``ValueError`` for a token that there is not.
+    stands before the end is left alone, be it another end; a negative position counts from the text's end.
+
+    Errors: ``ValueError`` for a token that there is not; when run, for a position that there is not.
     """
     process = of_vectors(process, "ends_at")
     if not 0 <= end < process.K:
         raise ValueError(f"end={end}: name a token from 0 to {process.K - 1}")
 
     def control(x: Tensor, s: Tensor, denoiser: Query) -> Tensor:
+        if not -x.shape[1] <= position < x.shape[1]:
+            raise ValueError(f"ends_at position {position} of texts of {x.shape[1]} tokens: name one of those")
         sigma = process.scales(process.gamma(s)[0])[1][:, 0]
         found = denoiser(x, s)[:, position]
         return ((found - process.codebook[end].to(found)) ** 2).sum(-1) / sigma
@@ -62,7 +67,8 @@ def plug_and_play(
     same ``lr``, so that what is large depends on the codebook's scale.
 
     Errors: ``ValueError`` for options outside their range; at its first step, for a process of tokens; for a control
-    that is not one number a row, or has no finite gradient.
+    that is not one number a row, or has no finite gradient, or that looks through the denoiser at temperature 0; and
+    in inference mode.
     """
     for name, value in (("fluency", fluency), ("until", until)):
         if not 0 <= value < math.inf:
@@ -78,12 +84,18 @@ def plug_and_play(
         moving = (t >= until)[:, None, None]
         if not bool(moving.any()):
             return x
+        seen = _greedy if draw.temperature == 0 else denoiser
         for _ in range(updates):
-            with torch.enable_grad():
+            with differentiating():
                 at = x.detach().requires_grad_()
                 held = fluency * ((at - mean) ** 2 / std).flatten(1).sum(1)
-                push = slope(control(at, s, denoiser) + held, at, s)
+                push = slope(control(at, s, seen) + held, at, s)
             x = torch.where(moving, x - lr * push.sign(), x)
         return x
 
     return guided
+
+
+def _greedy(z: Tensor, t: Tensor) -> Tensor:
+    """What a control finds in place of the denoiser where the likeliest token is taken, which has no gradient."""
+    raise ValueError("temperature=0 with a control that looks through the denoiser: pass a temperature above 0")

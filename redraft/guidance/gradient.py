@@ -9,16 +9,18 @@ of the tokens, PLAID's token guidance (Gulrajani & Hashimoto 2023).
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from redraft.guidance.classifier_free import clean_vectors, of_vectors
-from redraft.objectives.vectors import ask
-from redraft.processes import Denoiser, Facts, Process
-from redraft.processes.base import per_position
+from redraft.models.vectors import ask
+from redraft.processes import Channel, Denoiser, Facts, Gaussian, Process
+from redraft.processes.base import differentiating, per_position
 
 LogLikelihood = Callable[[Tensor, Tensor], Tensor]
 """``(z, t) -> log p(y | z)`` of the one y wanted, (B,), differentiable in z (B, L, D); row by row."""
@@ -27,7 +29,7 @@ Constraint = Callable[[Tensor], Tensor]
 """``log p`` of tokens (B, L, K) to the log-probability that the constraint holds, (B,)."""
 
 Weight = float | Callable[[Tensor], Tensor | float]
-"""A number, or a function of t that gives one, or one a row."""
+"""A number, or a function of t (B,), each row's latest time, that gives one, or one a row."""
 
 
 def slope(value: Tensor, z: Tensor, t: Tensor, create_graph: bool = False) -> Tensor:
@@ -58,7 +60,7 @@ class Steered(torch.nn.Module):
     def __init__(
         self,
         denoiser: Denoiser,
-        process: Process,
+        process: Process | Channel,
         weight: Weight,
         log_likelihood: LogLikelihood | None = None,
         constraints: Sequence[Constraint] = (),
@@ -66,7 +68,11 @@ class Steered(torch.nn.Module):
         super().__init__()
         if not callable(weight):
             check_weight(weight)
-        self.denoiser, self.process, self.weight = denoiser, of_vectors(process, "a gradient"), weight
+        self.process = process if isinstance(process, Channel) else of_vectors(process, "a gradient")
+        self.codes = self.process if isinstance(self.process, Gaussian) else None
+        if self.codes is None and not (denoiser.facts.vectors and log_likelihood is not None):
+            raise ValueError("a gradient of what is said of tokens needs their codebook: pass a process of rd.gaussian")
+        self.denoiser, self.weight = denoiser, weight
         self.log_likelihood, self.constraints = log_likelihood, tuple(constraints)
 
     @property
@@ -85,14 +91,16 @@ class Steered(torch.nn.Module):
             return self.denoiser(z, t, cond)
         weight = self._at(t)
         if not bool(weight.any()):
-            return clean_vectors(self.denoiser, self.process, z, t, cond)
+            return clean_vectors(self.denoiser, self.codes, z, t, cond)
         further = torch.is_grad_enabled() and z.requires_grad
         # of a log-likelihood apart from the denoiser, only what is asked about keeps a graph
-        x = None if self.log_likelihood is None else clean_vectors(self.denoiser, self.process, z, t, cond)
-        with torch.enable_grad():
+        x = None if self.log_likelihood is None else clean_vectors(self.denoiser, self.codes, z, t, cond)
+        # the fast ways of attention have no second derivative
+        plain = sdpa_kernel(SDPBackend.MATH) if further else nullcontext()
+        with differentiating(), plain:
             at = z if further else z.detach().requires_grad_()
             if x is None or self.log_likelihood is None:
-                said = ask(self.denoiser, self.process, at, t, cond or {})
+                said = ask(self.denoiser, self.codes, at, t, cond)
                 value = torch.stack([constraint(said.logp) for constraint in self.constraints]).sum(0)
                 x = said.x if further else said.x.detach()
             else:
@@ -103,13 +111,14 @@ class Steered(torch.nn.Module):
         return x + (strength * push).to(x)
 
     def _at(self, t: Tensor) -> Tensor:
-        """The weight at t, float64, with a position axis: (B, 1 or L)."""
+        """The weight at t, float64, with a position axis: (B, 1)."""
+        latest = per_position(t).amax(1)
         if not callable(self.weight):
-            return torch.full_like(per_position(t), self.weight, dtype=torch.float64)
-        found = torch.as_tensor(self.weight(t), dtype=torch.float64, device=t.device)
+            return torch.full_like(latest, self.weight, dtype=torch.float64)[:, None]
+        found = torch.as_tensor(self.weight(latest), dtype=torch.float64, device=t.device)
         check_weight(float(found.min()))
         check_weight(float(found.max()))
-        return per_position(found.expand(t.shape))
+        return found.expand(latest.shape)[:, None]
 
 
 def check_weight(weight: float) -> None:
@@ -120,20 +129,22 @@ def check_weight(weight: float) -> None:
 
 
 def gradient_guided(
-    denoiser: Denoiser, process: Process, log_likelihood: LogLikelihood, weight: Weight = 1.0
+    denoiser: Denoiser, process: Process | Channel, log_likelihood: LogLikelihood, weight: Weight = 1.0
 ) -> Steered:
     """``denoiser`` guided by the gradient of ``log_likelihood(z, t)``, for every sampler of Gaussian noise.
 
         x_hat + weight (sigma^2 / alpha) grad_z log p(y | z)
 
-    ``weight``: a number, or a function of t; 1 is p(x | y) where both are exact, 0 asks no gradient and is the denoiser
-    bit for bit, above 1 sharper than y. A call costs one of the denoiser, and ``nfe`` counts that alone: the forward
-    and backward pass of the log-likelihood come on top. Log-likelihoods of several independent facts add up. One from a
-    classifier must know noised vectors (``train_classifier``). A denoiser that conditions on itself is told what was
-    guided before.
+    ``weight``: a number, or a function of t (B,), each row's latest where tokens have times of their own; 1 is p(x | y)
+    where both are exact, 0 asks no gradient and is the denoiser bit for bit, above 1 sharper than y. A call costs one
+    of the denoiser, and ``nfe`` counts that alone: the forward and backward pass of the log-likelihood come on top.
+    Log-likelihoods of several independent facts add up. One from a classifier must know noised vectors
+    (``train_classifier``). A denoiser that conditions on itself is told what was guided before. One that says vectors
+    may have any ``Channel`` for its process, whatever the vectors stand for. A sampler's ``tau`` divides this push as
+    it does the score: to have it whole, multiply the weight by tau.
 
-    Errors: ``ValueError`` for a negative weight, a process of tokens; when called, for a log-likelihood that is not one
-    number a row, or has no finite gradient.
+    Errors: ``ValueError`` for a negative weight, a process of tokens, a channel without the codebook it needs; when
+    called, for a log-likelihood that is not one number a row, or has no finite gradient, and in inference mode.
     """
     return Steered(denoiser, process, weight, log_likelihood=log_likelihood)
 

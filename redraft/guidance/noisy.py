@@ -115,8 +115,10 @@ def train_classifier(
     Cross-entropy, whose minimum is p(class | z) itself, by AdamW with a rate that falls linearly to 0. What a row is
     noised with depends on (seed, step, its index). The process learns nothing, even a ``learned`` codebook.
 
-    Errors: ``ValueError`` for labels of another shape or below 0.
+    Errors: ``ValueError`` for labels of another shape or below 0, and for fewer than one step or row.
     """
+    if steps < 1 or batch < 1:
+        raise ValueError(f"steps={steps}, batch={batch}: take one step at least, of one row at least")
     if labels.shape not in (ids.shape[:1], ids.shape) or int(labels.min()) < 0:
         raise ValueError(
             f"labels {tuple(labels.shape)}, {int(labels.min())} the least, for ids {tuple(ids.shape)}: "

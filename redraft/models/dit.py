@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from redraft.models import contexts, heads
 from redraft.models.layers import Reading, attention, mixed, split
 from redraft.processes import Categorical, Facts
-from redraft.processes.base import Attention, Condition, per_position
+from redraft.processes.base import Attention, Condition, as_condition, per_position
 
 TIME_FEATURES = 256
 LOGLINEAR_EPS = 1e-3
@@ -292,7 +292,7 @@ class DiTDenoiser(nn.Module):
         where: Tensor | None = None,
         scores: bool = False,
     ) -> Tensor:
-        cond = cond or {}
+        cond = as_condition(cond)
         config = self.config
         causal = config.attention == "causal"
         if causal:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redraft.errors import unknown
-from redraft.processes import Categorical, Gaussian, Process, absorbing
+from redraft.processes import Categorical, Process, absorbing
 from redraft.processes.gaussian import PREDICTIONS
 
 LOGISTIC_GAIN = 2.0
@@ -138,13 +138,15 @@ class Head:
     """``head(logits, z, t, process) -> log p``; ``outputs`` is how many numbers a position has.
 
     ``outputs`` takes what is stored of the process, and V; ``refuses`` says why it does not go with it, or nothing.
+    ``function`` is None where the numbers mean vectors (``VECTORS``): ``Gaussian.denoised`` reads them.
     """
 
-    function: Callable[[Tensor, Tensor, Tensor, Process], Tensor]
     outputs: Callable[[Mapping[str, Any], int], int]
     refuses: Callable[[Mapping[str, Any]], str | None]
+    function: Callable[[Tensor, Tensor, Tensor, Process], Tensor] | None = None
 
     def __call__(self, logits: Tensor, z: Tensor, t: Tensor, process: Process) -> Tensor:
+        assert self.function is not None
         return self.function(logits, z, t, process)
 
 
@@ -175,24 +177,14 @@ def _vectors_refuse(process: Mapping[str, Any]) -> str | None:
     return None if process["name"] == "gaussian" else "it predicts vectors, and there are none; leave head out"
 
 
-def _rounded(predicts: str) -> Head:
-    """D numbers that mean one of ``processes.gaussian.PREDICTIONS``; tokens are named by rounding."""
-
-    def function(values: Tensor, z: Tensor, t: Tensor, process: Process) -> Tensor:
-        assert isinstance(process, Gaussian)
-        return process.rounding(process.denoised(values, predicts, z, process.gamma(t)[0]))
-
-    return Head(function, lambda process, V: process["D"], _vectors_refuse)
-
-
 VECTORS = tuple(PREDICTIONS)
-"""Heads that predict clean vectors, in one parameterisation or another."""
+"""Heads that predict clean vectors, in one parameterisation or another; tokens are named by rounding."""
 HEADS: dict[str, Head] = {
-    "subs": Head(subs, lambda process, V: process["K"], _subs_refuses),
-    "plain": Head(plain, lambda process, V: V, _plain_refuses),
-    "score": Head(score, lambda process, V: V, _score_refuses),
-    "logistic": Head(logistic, lambda process, V: 2, _logistic_refuses),
-    **{name: _rounded(name) for name in VECTORS},
+    "subs": Head(lambda process, V: process["K"], _subs_refuses, subs),
+    "plain": Head(lambda process, V: V, _plain_refuses, plain),
+    "score": Head(lambda process, V: V, _score_refuses, score),
+    "logistic": Head(lambda process, V: 2, _logistic_refuses, logistic),
+    **{name: Head(lambda process, V: process["D"], _vectors_refuse) for name in VECTORS},
 }
 
 

@@ -4,6 +4,7 @@ Mask-conditioned infilling (CDCD, Dieleman et al. 2022; ELF; SSD-LM): a model tr
 noise that hides no token behind a mask. Sampling and training (``objectives.given``) both ask through this.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,11 +38,12 @@ class Told:
             return self.denoiser(torch.where(self.given, self.ids, z), times, cond, **asked)
         start = torch.zeros_like(t)
         x = unnoised(self.process, self.ids, start).to(z)
-        if cond is not None and "detached" in cond:
-            x = torch.where(cond["detached"][:, None, None], x.detach(), x)
-        if cond is not None and "gamma" in cond:
-            least = self.process.gamma(start)[0].detach().to(cond["gamma"])
-            cond = {**cond, "gamma": torch.where(self.given, least, cond["gamma"])}
+        known = cond if isinstance(cond, Mapping) else {}
+        if "detached" in known:
+            x = torch.where(known["detached"][:, None, None], x.detach(), x)
+        if "gamma" in known:
+            least = self.process.gamma(start)[0].detach().to(known["gamma"])
+            cond = {**known, "gamma": torch.where(self.given, least, known["gamma"])}
         return self.denoiser(torch.where(self.given[..., None], x, z), times, cond, **asked)
 
 

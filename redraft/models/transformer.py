@@ -16,7 +16,7 @@ from redraft.models import contexts, heads
 from redraft.models.layers import HEAD, TIME_FEATURES, Block, Reading, mixed, norm, sinusoids, time_features, widths
 from redraft.models.vectors import Reads, VectorInput
 from redraft.processes import Facts, Gaussian, Process
-from redraft.processes.base import Attention, Condition, per_position
+from redraft.processes.base import Attention, Condition, as_condition, per_position
 
 FULL = ("gaussian", "spindle", "learned")
 """Processes whose bound teaches the full posterior."""
@@ -24,7 +24,7 @@ FULL = ("gaussian", "spindle", "learned")
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """What rebuilds a ``Transformer``: the process's facts, the dial, and two switches."""
+    """What rebuilds a ``Transformer``: the process's facts, the dial ``depth``, how it reads and answers, two ids."""
 
     process: dict[str, Any]
     depth: int = 4
@@ -161,23 +161,14 @@ class Transformer(nn.Module):
         scores: bool = False,
         vectors: bool = False,
     ) -> Tensor:
-        cond = cond or {}
+        cond = as_condition(cond)
         self._refuse(cond, scores, vectors)
         process = self.process if self.is_gaussian else None
         gamma = evidence = None
         if isinstance(process, Gaussian):
             # not in bfloat16, in which weights may be gathered (FSDP): z / sigma^2 weighs tokens against one another
             z = z.to(self.head.weight.device, torch.promote_types(self.head.weight.dtype, torch.float32))
-            gamma = cond["gamma"] if "gamma" in cond else process.gamma(t)[0]
-            if self.config.reads != "vectors" or not self.facts.vectors:
-                evidence = process.evidence(z, gamma)
-                if "detached" in cond:
-                    apart = process.detached().evidence(z, gamma)
-                    evidence = torch.where(cond["detached"][:, None, None], apart, evidence)
-            x = self.reading(
-                z, gamma, process, None if self.embed is None else self.embed.weight, evidence, cond.get("guess")
-            )
-            place = (gamma - process.schedule.gamma_min) / (process.schedule.gamma_max - process.schedule.gamma_min)
+            x, place, gamma, evidence = self._read_vectors(process, z, t, cond)
         else:
             x, place = self._read(z, cond), per_position(t)
         # weights may be gathered in bfloat16 (FSDP); what blocks add to stays float32 either way
@@ -234,6 +225,23 @@ class Transformer(nn.Module):
             start = torch.full_like(z[:, :1], self.config.process["mask_id"])
             z = torch.cat([start, z[:, :-1]], dim=1)
         return self.embed(z)
+
+    def _read_vectors(
+        self, process: Gaussian, z: Tensor, t: Tensor, cond: Condition
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What is read of vectors, (B, L, E); gamma's place between the schedule's ends, and gamma, (B, 1 or L) both;
+        the evidence (B, L, K), unless that is neither read nor added to logits."""
+        gamma = cond["gamma"] if "gamma" in cond else process.gamma(t)[0]
+        low, high = process.schedule.gamma_min, process.schedule.gamma_max
+        evidence = None
+        if self.config.reads != "vectors" or not self.facts.vectors:
+            evidence = process.evidence(z, gamma)
+            if "detached" in cond:
+                apart = process.detached().evidence(z, gamma)
+                evidence = torch.where(cond["detached"][:, None, None], apart, evidence)
+        table = None if self.embed is None else self.embed.weight
+        x = self.reading(z, gamma, process, table, evidence, cond.get("guess"))
+        return x, (gamma - low) / (high - low), gamma, evidence
 
 
 def _check(config: TransformerConfig) -> None:

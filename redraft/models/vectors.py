@@ -1,13 +1,49 @@
-"""How a transformer meets vectors: what it reads of a noisy one, and what its last layer says of the clean one."""
+"""Vectors and networks: how a transformer reads noisy ones, and what any denoiser, when asked, says of the clean ones.
 
-from typing import Literal
+Shapes: B batch, L length, K tokens, D codebook width.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from redraft.processes import Gaussian
+from redraft.processes import Denoiser, Gaussian
 
 Reads = Literal["mixture", "vectors"]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a denoiser says of noisy vectors: clean ones, ``x`` (B, L, D), and ``logp`` (B, L, K) of tokens.
+
+    ``named`` is log p of one that names tokens; of one that says vectors it is None, and x is rounded when read.
+    """
+
+    x: Tensor
+    named: Tensor | None
+    process: Gaussian | None
+
+    @cached_property
+    def logp(self) -> Tensor:
+        if self.named is not None:
+            return self.named
+        assert self.process is not None
+        return self.process.rounding(self.x)
+
+
+def ask(denoiser: Denoiser, process: Gaussian | None, z: Tensor, t: Tensor, cond: Any) -> Said:
+    """One call of the denoiser; what it does not say itself follows: x = p @ codebook, or p by rounding x.
+
+    ``process`` holds the codebook; clean vectors alone, of a denoiser that says vectors, need none.
+    """
+    if denoiser.facts.vectors:
+        return Said(denoiser(z, t, cond, **{"vectors": True}), None, process)
+    assert process is not None
+    logp = denoiser(z, t, cond)
+    return Said(process.mean(logp.exp()), logp, process)
 
 
 class VectorInput(nn.Module):

@@ -34,7 +34,7 @@ from redraft.objectives.blocks import (
 from redraft.objectives.distil import dcd
 from redraft.objectives.finite import d3pm
 from redraft.objectives.flow_matching import dfm
-from redraft.objectives.gaussian import analog_bits, cdcd, diffusion_lm, langflow, plaid
+from redraft.objectives.gaussian import analog_bits, cdcd, diffusion_lm, langflow
 from redraft.objectives.given import check_given, with_given
 from redraft.objectives.hybrid import gidd
 from redraft.objectives.masked import maskgit, md4, mdlm, over_counts, radd, some_masked
@@ -42,6 +42,7 @@ from redraft.objectives.per_token import diffusionbert, genmd4
 from redraft.objectives.plain import autoregressive, cross_entropy, nelbo
 from redraft.objectives.score import concrete_score_matching, csm, sedd
 from redraft.objectives.uniform import duo, udlm
+from redraft.objectives.vlb import plaid
 from redraft.processes import Facts, Gaussian, Process, absorbing
 from redraft.processes.gaussian import PREDICTIONS
 from redraft.schedules import gamma_tensors

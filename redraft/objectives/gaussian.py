@@ -1,4 +1,4 @@
-"""Named objectives of Gaussian noise on token vectors: CDCD, LangFlow, PLAID, Diffusion-LM, analog bits.
+"""Named objectives of Gaussian noise on token vectors: CDCD, LangFlow, Diffusion-LM, analog bits; PLAID's is ``vlb``.
 
 They differ in what is asked of the denoiser at a draw of (t, z): the token, by cross-entropy, or the clean vector, by
 squared error; and in what else is learned with it, the schedule or the codebook. One draw in eight is made at t = 0,
@@ -9,26 +9,12 @@ Self-conditioning (Analog Bits, Chen et al. 2022, arXiv 2208.04202): of a denois
 Which rows, their own generators decide. Other denoisers are asked once, whatever the share.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
+from redraft.models.vectors import Said
 from redraft.objectives.base import Batch, Loss
-from redraft.objectives.vectors import (
-    Drawn,
-    Parts,
-    Said,
-    answer,
-    apart,
-    bound_parts,
-    differentiable_draw,
-    diffusion,
-    draw,
-    error,
-    minimise_square,
-    total,
-)
+from redraft.objectives.vectors import Drawn, Parts, answer, bound_parts, draw, error, over_vectors, total
 from redraft.processes import Denoiser, Gaussian, Process
 from redraft.processes.base import log_prob_of
 from redraft.randomness import Generators
@@ -51,7 +37,16 @@ def cdcd(
     the term ``schedule`` of the loss, and no other gradient reaches them. A learned codebook must be normalised
     (process.normalise): cross-entropy falls as its rows grow, without end. Not a bound.
     """
-    return _interpolation("cdcd", denoiser, process, batch, u, generator, self_condition)
+    noise = over_vectors("cdcd", process)
+    drawn = draw(denoiser, noise, batch["ids"], u, generator, self_condition)
+    said = answer(denoiser, noise, batch, drawn)
+    found = -log_prob_of(drawn.x0, said.logp)
+    parts = {"cross_entropy": found}
+    if isinstance(noise.schedule, Warped):
+        # it is to be fitted at levels of its own choosing, which those at t = 0 are not
+        misfit = drawn.weight.to(found) * noise.schedule.fit(drawn.gamma, found).to(found)
+        parts["schedule"] = torch.where(drawn.at_zero, 0.0, misfit)
+    return _loss(noise, said, drawn, parts)
 
 
 def langflow(
@@ -67,34 +62,8 @@ def langflow(
 
     What makes the preset is data: kind ``vp`` or, for rectified flow, ``rf``, and the ``gumbel`` schedule. Not a bound.
     """
-    return _interpolation("langflow", denoiser, process, batch, u, generator, self_condition)
-
-
-def plaid(
-    denoiser: Denoiser,
-    process: Process,
-    batch: Batch,
-    u: Tensor,
-    generator: Generators = None,
-    *,
-    self_condition: float = 0.25,
-) -> Loss:
-    """PLAID (Gulrajani & Hashimoto 2023, arXiv 2305.18619): the bound itself, with all that it can teach.
-
-        -log p(x0 | z_0) + 1/2 exp(-gamma) gamma'(t) |x - x_hat|^2 + KL(q(z_1 | x0) || prior)
-
-    Its gradient reaches denoiser, codebook and, of the ``plaid`` schedule, the ends; that schedule's network follows
-    the gradient of the squared diffusion loss of a row instead (``minimise_square``). Rows asked about again teach the
-    denoiser alone: codebook and schedule are detached there.
-    """
-    noise = _gaussian("plaid", process)
-    drawn, inner = differentiable_draw(denoiser, noise, batch["ids"], u, generator, self_condition)
-    said = answer(denoiser, noise, batch, drawn, detached=drawn.again)
-    minimise_square(inner, diffusion(noise, said, drawn), batch, math.log(noise.K))
-    parts = bound_parts(noise, said, drawn)
-    parts["prior"] = apart(drawn.again, parts["prior"])
-    value = total(parts)
-    return Loss(value, value.detach(), parts)
+    noise = over_vectors("langflow", process)
+    return cdcd(denoiser, noise, batch, u, generator, self_condition=self_condition)
 
 
 def diffusion_lm(
@@ -116,7 +85,7 @@ def diffusion_lm(
     for VP. z is drawn of x, not, as in the paper's code, of a vector noised once before: that adds to the noise at
     every t, and its law would not be the process's own. ``target``: see ``analog_bits``. Not a bound.
     """
-    noise = _gaussian("diffusion_lm", process)
+    noise = over_vectors("diffusion_lm", process)
     drawn = draw(denoiser, noise, batch["ids"], u, generator, self_condition)
     said = answer(denoiser, noise, batch, drawn)
     squared = _squared_error(noise, said, drawn, target)
@@ -148,34 +117,13 @@ def analog_bits(
     is mean_d (f - f_hat)^2 of what the ``target`` names (``processes.gaussian.PREDICTIONS``: x0, epsilon, v, velocity,
     edm), whichever of them the network predicts (model.head). Not a bound.
     """
-    noise = _gaussian("analog_bits", process)
+    noise = over_vectors("analog_bits", process)
     drawn = draw(denoiser, noise, batch["ids"], u, generator, self_condition)
     said = answer(denoiser, noise, batch, drawn)
     return _loss(noise, said, drawn, {"error": _squared_error(noise, said, drawn, target)})
 
 
 # ------------------------------------------------------------------------------------------------------------ parts
-
-
-def _interpolation(
-    name: str,
-    denoiser: Denoiser,
-    process: Process,
-    batch: Batch,
-    u: Tensor,
-    generator: Generators,
-    self_condition: float,
-) -> Loss:
-    noise = _gaussian(name, process)
-    drawn = draw(denoiser, noise, batch["ids"], u, generator, self_condition)
-    said = answer(denoiser, noise, batch, drawn)
-    found = -log_prob_of(drawn.x0, said.logp)
-    parts = {"cross_entropy": found}
-    if isinstance(noise.schedule, Warped):
-        # it is to be fitted at levels of its own choosing, which those at t = 0 are not
-        misfit = drawn.weight.to(found) * noise.schedule.fit(drawn.gamma, found).to(found)
-        parts["schedule"] = torch.where(drawn.at_zero, 0.0, misfit)
-    return _loss(noise, said, drawn, parts)
 
 
 def _squared_error(process: Gaussian, said: Said, drawn: Drawn, target: str) -> Tensor:
@@ -189,12 +137,3 @@ def _loss(process: Gaussian, said: Said, drawn: Drawn, parts: Parts) -> Loss:
     with torch.no_grad():
         bound = total(bound_parts(process, said, drawn))
     return Loss(total(parts), bound, parts)
-
-
-def _gaussian(objective: str, process: Process) -> Gaussian:
-    """The process, if it is one of token vectors. Errors: ``ValueError`` for any other."""
-    if not isinstance(process, Gaussian):
-        raise ValueError(
-            f"objective {objective!r} with a {process.name} process: it is about vectors, use process.name=gaussian"
-        )
-    return process

@@ -3,17 +3,17 @@
 A denoiser that conditions on itself is asked twice. Shapes: B batch, L length, K tokens, D codebook width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from redraft.models.told import Told
-from redraft.objectives.base import Batch, condition, valid
-from redraft.processes import Denoiser, Gaussian
+from redraft.models.vectors import Said, ask
+from redraft.objectives.base import Batch, condition
+from redraft.processes import Denoiser, Gaussian, Process
 from redraft.processes.base import Condition, log_prob_of, per_position
 from redraft.randomness import Generators, rand
-from redraft.schedules import Plaid
 
 Parts = dict[str, Tensor]
 """Named terms whose sum is a loss, (B, L) each, nats per token unless their objective says otherwise."""
@@ -42,15 +42,16 @@ class Drawn:
         return per_position(self.t == 0)
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a denoiser says of noisy vectors: ``logp`` (B, L, K) of tokens, and clean vectors ``x`` (B, L, D)."""
-
-    logp: Tensor
-    x: Tensor
-
-
 # --------------------------------------------------------------------------------------------------------- the draw
+
+
+def over_vectors(objective: str, process: Process) -> Gaussian:
+    """The process, if it is one of token vectors. Errors: ``ValueError`` for any other."""
+    if not isinstance(process, Gaussian):
+        raise ValueError(
+            f"objective {objective!r} with a {process.name} process: it is about vectors, use process.name=gaussian"
+        )
+    return process
 
 
 def draw(
@@ -73,26 +74,6 @@ def draw(
     return Drawn(x0, x, process.noised(x, gamma, generator), t, gamma, d_gamma, per_position(weight), again)
 
 
-def differentiable_draw(
-    denoiser: Denoiser, process: Gaussian, x0: Tensor, u: Tensor, generator: Generators, self_condition: float
-) -> tuple[Drawn, tuple[Tensor, ...]]:
-    """``draw`` with gradients into a schedule that learns by them, and what its network gave, for ``minimise_square``.
-
-    Rows asked about again teach the denoiser alone: what they see of codebook and schedule is detached (PLAID).
-    """
-    t, weight = process.times(u.to(x0.device))
-    again = asked_again(denoiser, self_condition, x0, generator)
-    schedule, inner = process.schedule, tuple[Tensor, ...]()
-    if isinstance(schedule, Plaid):
-        inner = schedule.inner(per_position(t))
-        gamma, d_gamma = schedule.between(*inner)
-    else:
-        gamma, d_gamma = process.gamma(t)
-    gamma, d_gamma, x = (apart(again, value) for value in (gamma, d_gamma, process.codebook[x0]))
-    z = process.noised(x, gamma, generator)
-    return Drawn(x0, x, z, t, gamma, d_gamma, per_position(weight), again), inner
-
-
 def asked_again(denoiser: Denoiser, share: float, x0: Tensor, generator: Generators) -> Tensor:
     """(B,) bool, each row with probability ``share``; none, and nothing drawn, unless the denoiser is told guesses."""
     if not denoiser.facts.self_conditioned:
@@ -100,79 +81,34 @@ def asked_again(denoiser: Denoiser, share: float, x0: Tensor, generator: Generat
     return rand((len(x0),), generator, x0.device) < share
 
 
-def apart(rows: Tensor, value: Tensor) -> Tensor:
-    """``value`` (B, ..), no gradient coming back from the rows that are marked, (B,) bool."""
-    return torch.where(rows.reshape(-1, *(1,) * (value.ndim - 1)), value.detach(), value)
-
-
-def minimise_square(inner: tuple[Tensor, ...], loss: Tensor, batch: Batch, unit: float) -> None:
-    """Let what computed ``inner`` (B, 1) follow the gradient of l^2 / unit where all else follows that of l.
-
-    l (B, 1) is a row's mean ``loss`` (B, L) over its valid tokens: gradients that arrive are multiplied by 2 l / unit,
-    for d l^2 = 2 l dl (PLAID, Gulrajani & Hashimoto 2023). ``unit``, about as large as l, moves no minimum: without it
-    the schedule's gradient would be most of the norm that all are clipped by.
-    """
-    counts = valid(batch)
-    mean = torch.where(counts, loss.detach(), 0.0).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp_min(1)
-
-    def scaled(gradient: Tensor) -> Tensor:
-        return gradient * (2 * mean / unit).to(gradient)
-
-    for one in inner:
-        if one.requires_grad:
-            one.register_hook(scaled)
-
-
 # ------------------------------------------------------------------------------------------------------- the answer
 
 
-def ask(denoiser: Denoiser, process: Gaussian, z: Tensor, t: Tensor, cond: Condition) -> Said:
-    """One call of the denoiser; what it does not say itself follows: x = p @ codebook, or p by rounding x."""
-    if denoiser.facts.vectors:
-        x = denoiser(z, t, cond, **{"vectors": True})
-        return Said(process.rounding(x), x)
-    logp = denoiser(z, t, cond)
-    p = logp.exp()
-    x = process.mean(p)
-    if "detached" in cond:
-        x = torch.where(cond["detached"][:, None, None], process.detached().mean(p), x)
-    return Said(logp, x)
+def answer(denoiser: Denoiser, process: Gaussian, batch: Batch, drawn: Drawn, detached: Tensor | None = None) -> Said:
+    """What the denoiser says of a draw, a self-conditioned one told a guess of its own that no gradient enters.
 
-
-def say(
-    denoiser: Denoiser,
-    process: Gaussian,
-    batch: Batch,
-    z: Tensor,
-    t: Tensor,
-    again: Tensor | None = None,
-    **told: Tensor,
-) -> Said:
-    """What the denoiser says of z at t, a self-conditioned one told a guess of its own that no gradient enters.
-
-    ``again`` (B,) bool marks the rows that are given the guess, all unless given; the others are told zeros. ``told``
-    (a row each) goes into the condition as it is.
+    Only the rows drawn to be asked ``again`` are given the guess, the others are told zeros. Of rows ``detached`` (B,)
+    bool no gradient reaches the codebook.
     """
-    cond: Condition = {**(condition(batch) or {}), **told}  # type: ignore[typeddict-item]
-    if not denoiser.facts.self_conditioned:
-        return ask(denoiser, process, z, t, cond)
-    nothing = torch.zeros((*z.shape[:2], process.D), device=z.device, dtype=z.dtype)
-    if again is None:
-        again = torch.ones(len(z), dtype=torch.bool, device=z.device)
-    rows = again.nonzero()[:, 0]
-    # sharded processes must all call equally often: none of them is without a row
-    rows = rows if len(rows) else rows.new_zeros(1)
-    some = denoiser.rows(rows) if isinstance(denoiser, Told) else denoiser
-    few: Condition = {key: value[rows] for key, value in cond.items()}  # type: ignore[assignment]
-    with torch.no_grad():
-        guess = ask(some, process, z[rows], t[rows], {**few, "guess": nothing[rows]}).x.to(z)
-    guess = torch.where(again[:, None, None], nothing.index_put((rows,), guess), nothing)
-    return ask(denoiser, process, z, t, {**cond, "guess": guess})
-
-
-def answer(denoiser: Denoiser, process: Gaussian, batch: Batch, drawn: Drawn, **told: Tensor) -> Said:
-    """``say`` of a draw, at its own gamma."""
-    return say(denoiser, process, batch, drawn.z, drawn.t, drawn.again, gamma=drawn.gamma, **told)
+    z, t, again = drawn.z, drawn.t, drawn.again
+    cond: Condition = {**(condition(batch) or {}), "gamma": drawn.gamma}
+    if detached is not None:
+        cond["detached"] = detached
+    if denoiser.facts.self_conditioned:
+        nothing = torch.zeros_like(z)
+        rows = again.nonzero()[:, 0]
+        # sharded processes must all call equally often: none of them is without a row
+        rows = rows if len(rows) else rows.new_zeros(1)
+        some = denoiser.rows(rows) if isinstance(denoiser, Told) else denoiser
+        few: Condition = {key: value[rows] for key, value in cond.items()}  # type: ignore[assignment]
+        with torch.no_grad():
+            guess = ask(some, process, z[rows], t[rows], {**few, "guess": nothing[rows]}).x.to(z)
+        cond["guess"] = torch.where(again[:, None, None], nothing.index_put((rows,), guess), nothing)
+    said = ask(denoiser, process, z, t, cond)
+    if detached is None or said.named is None:
+        return said
+    x = torch.where(detached[:, None, None], process.detached().mean(said.named.exp()), said.x)
+    return replace(said, x=x)
 
 
 # -------------------------------------------------------------------------------------------------------- the bound

@@ -1,5 +1,6 @@
 """The contract every process keeps, and the facts a denoiser declares."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, TypedDict, runtime_checkable
 
@@ -67,6 +68,25 @@ class Condition(TypedDict, total=False):
     guess: Tensor
     gamma: Tensor
     detached: Tensor
+
+
+def as_condition(cond: Any) -> Condition:
+    """``cond`` as what more can be told beside: itself, or empty for None. Errors: ``ValueError`` for no mapping."""
+    if cond is None:
+        return {}
+    if not isinstance(cond, Mapping):
+        raise ValueError(
+            f"cond is a {type(cond).__name__}: this denoiser is told things by name, pass a mapping "
+            "({'segments': ...} say, redraft.processes.base.Condition)"
+        )
+    return cond  # type: ignore[return-value]
+
+
+def differentiating() -> torch.enable_grad:
+    """``with differentiating():`` gradients are kept, also under no_grad. Errors: ``ValueError`` in inference mode."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("a gradient is taken here, and torch.inference_mode allows none: use torch.no_grad() instead")
+    return torch.enable_grad()
 
 
 @runtime_checkable

@@ -259,13 +259,10 @@ class Gaussian(Channel):
         """Draw z ~ N(alpha_t x, sigma_t^2 I); (B, L, D) in the codebook's dtype."""
         return self.noised(self.codebook[x0], self.gamma(t)[0], generator)
 
-    def error(self, x: Tensor, x0: Tensor) -> Tensor:
-        """|x - x_hat|^2, summed over D; x_hat (B, L, D) -> (B, L)."""
-        return ((self.codebook[x0].to(x) - x) ** 2).sum(-1)
-
     def nelbo(self, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """``vlb`` of x_hat = p @ codebook, nats per token, (B, L)."""
-        return self.vlb(self.error(self.mean(logp.exp()), x0), *self.gamma(t))
+        x = self.mean(logp.exp())
+        return self.vlb(((self.codebook[x0].to(x) - x) ** 2).sum(-1), *self.gamma(t))
 
     def prior_kl(self, x0: Tensor) -> Tensor:
         """KL(N(alpha_1 x, sigma_1^2) || prior), nats per token, (B, L); closed form of two Gaussians."""
@@ -282,12 +279,8 @@ class Gaussian(Channel):
 
     def evidence(self, z: Tensor, gamma: Tensor) -> Tensor:
         """log q(z_i | token) up to a constant: (alpha / sigma^2) z.e - (alpha^2 / 2 sigma^2) |e|^2; (B, L, K)."""
-        alpha, sigma = self.scales(gamma)
-        # alpha / sigma^2 reaches the hundreds: bfloat16 would round the likelihoods of tokens together
-        with torch.autocast(z.device.type, enabled=False):
-            codebook = self.codebook.to(z)
-            dot = (alpha / sigma**2)[..., None].to(z) * (z @ codebook.T)
-            return dot - (alpha**2 / (2 * sigma**2))[..., None].to(z) * (codebook**2).sum(-1)
+        u = z / self.scales(gamma)[0][..., None].to(z)
+        return torch.exp(-gamma)[..., None].to(z) * self._closeness(u)
 
     def output_prior(self, z: Tensor, t: Tensor) -> Tensor:
         """``evidence`` at t: added to a network's logits it turns the cavity posterior into the full one, which the
@@ -303,12 +296,15 @@ class Gaussian(Channel):
         The nearest row is the likeliest. Diffusion-LM's rounding step (Li et al. 2022) with nothing to learn.
         """
         gamma = self.schedule(torch.zeros(()))[0]
-        codebook = self.codebook.to(x)
-        with torch.autocast(x.device.type, enabled=False):
-            logits = x @ codebook.T - 0.5 * (codebook**2).sum(-1)
-        return torch.log_softmax(torch.exp(-gamma).to(x) * logits, dim=-1)
+        return torch.log_softmax(torch.exp(-gamma).to(x) * self._closeness(x), dim=-1)
 
     def nearest(self, x: Tensor) -> Tensor:
         """The token whose row is nearest, (B, L); of rows equally near the lowest id."""
+        return self._closeness(x).argmax(-1)
+
+    def _closeness(self, x: Tensor) -> Tensor:
+        """x.e - |e|^2 / 2 of every row e, (B, L, K): -|x - e|^2 / 2, up to what x alone decides."""
         codebook = self.codebook.to(x)
-        return (x @ codebook.T - 0.5 * (codebook**2).sum(-1)).argmax(-1)
+        # noise levels weigh this by hundreds: bfloat16 would round the likelihoods of tokens together
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ codebook.T - 0.5 * (codebook**2).sum(-1)

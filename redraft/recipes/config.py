@@ -5,7 +5,9 @@ Unknown fields, wrong types and impossible values are refused when the tree is b
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, TypeVar, cast, dataclass_transform
+from functools import cache
+from types import NoneType
+from typing import Any, Literal, TypeVar, cast, dataclass_transform, get_args, overload
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -197,65 +199,69 @@ class Config:
     eval: EvalConfig = EvalConfig()
 
 
-_ADAPTER = TypeAdapter(Config)
-OPTIONAL = (
-    *("process.schedule", "process.steps", "model.block", "model.head", "model.reads", "model.init"),
-    *("data.max_documents", "train.threads", "eval.rows"),
-    *(f"loss.{field.name}" for field in fields(LossConfig)),
-)
-"""Fields that may be None, which a command line writes as ``none``."""
+@cache
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(cls)
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """The tree as plain dictionaries, ready for JSON."""
-    return _ADAPTER.dump_python(config)
+def to_dict(config: object) -> dict[str, Any]:
+    """The tree as plain dictionaries, ready for JSON; of a ``Config``, or of any other frozen tree."""
+    return _adapter(type(config)).dump_python(config)
 
 
-def from_dict(tree: Mapping[str, Any]) -> Config:
-    """The inverse of ``to_dict``. Errors: ``ValueError`` naming the field, its value and what is allowed."""
-    _refuse_unknown_fields(tree, Config, prefix="")
+@overload
+def from_dict(tree: Mapping[str, Any]) -> Config: ...
+@overload
+def from_dict(tree: Mapping[str, Any], cls: type[T]) -> T: ...
+def from_dict(tree: Mapping[str, Any], cls: type[Any] = Config) -> Any:
+    """The inverse of ``to_dict``, a ``cls``. Errors: ``ValueError`` naming the field, its value and what is allowed."""
+    _refuse_unknown_fields(tree, cls, field_names(cls))
     try:
-        return _ADAPTER.validate_python(dict(tree))
+        return _adapter(cls).validate_python(dict(tree))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{where}={first.get('input')!r}: {first['msg']}") from None
 
 
-def override(config: Config, values: Mapping[str, Any]) -> Config:
+def override(config: T, values: Mapping[str, Any]) -> T:
     """``config`` with fields set by dotted name: ``override(config, {"train.lr": 3e-4})``.
 
-    Values may be strings, as typed on a command line. Errors: ``ValueError`` for an unknown field (with the nearest
-    one) or a value its field refuses.
+    Values may be strings, as typed on a command line, where ``none`` is None if the field may be that. Errors:
+    ``ValueError`` for an unknown field (with the nearest one) or a value its field refuses.
     """
-    tree = to_dict(config)
+    tree, known = to_dict(config), _leaves(type(config))
     for name, value in values.items():
-        *parents, leaf = name.split(".")
-        known = field_names(Config)
         if name not in known:
             raise unknown("field", name, known)
+        *parents, leaf = name.split(".")
         node = tree
         for parent in parents:
             node = node[parent]
-        node[leaf] = None if value == "none" and name in OPTIONAL else value
-    return from_dict(tree)
+        node[leaf] = None if value == "none" and NoneType in get_args(known[name]) else value
+    return from_dict(tree, type(config))
 
 
-def field_names(cls: Any, prefix: str = "") -> list[str]:
+def field_names(cls: Any) -> list[str]:
     """Dotted names of all leaf fields below a configuration class."""
-    names: list[str] = []
+    return list(_leaves(cls))
+
+
+def _leaves(cls: Any, prefix: str = "") -> dict[str, Any]:
+    """The type of each leaf field, by its dotted name."""
+    leaves: dict[str, Any] = {}
     for field in fields(cls):
         if is_dataclass(field.type):
-            names += field_names(field.type, f"{prefix}{field.name}.")
+            leaves |= _leaves(field.type, f"{prefix}{field.name}.")
         else:
-            names.append(prefix + field.name)
-    return names
+            leaves[prefix + field.name] = field.type
+    return leaves
 
 
-def _refuse_unknown_fields(tree: Mapping[str, Any], cls: Any, prefix: str) -> None:
+def _refuse_unknown_fields(tree: Mapping[str, Any], cls: Any, known: list[str], prefix: str = "") -> None:
     children = {field.name: field.type for field in fields(cls)}
     for name, value in tree.items():
         if name not in children:
-            raise unknown("field", prefix + name, field_names(Config))
+            raise unknown("field", prefix + name, known)
         if isinstance(value, Mapping) and is_dataclass(children[name]):
-            _refuse_unknown_fields(value, children[name], f"{prefix}{name}.")
+            _refuse_unknown_fields(value, children[name], known, f"{prefix}{name}.")

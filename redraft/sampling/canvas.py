@@ -16,7 +16,18 @@ from redraft.processes import Facts, Gaussian, PerToken, Process, absorbing
 from redraft.randomness import Generators, randn
 
 GIVEN = ("noised", "clean", "told")
-"""How given tokens may stand on a noisy canvas; see ``sample``."""
+"""How given tokens may stand on a canvas whose noise is not masks alone; what is drawn beside them depends on it.
+
+- ``noised``: noised to the time of the canvas, afresh after each step (RePaint, Lugmayr et al. 2022); usual among
+  vectors. Biased, whatever the steps: what is free has been denoised beside other noise. ``resample`` jumps back from s
+  to t and repeats the step so many times, at as many more calls, which lowers the bias.
+- ``clean``: without noise, alpha_s x (Diffusion-LM) or the token itself, which is usual among tokens. The denoiser
+  takes them for as noisy as the rest, and so for less than they say.
+- ``told``: without noise and said to be so, by a time of their own (``models.told``). Exact where the denoiser knows
+  what that means: one trained with ``loss.given``, or exact itself.
+
+Guidance by the given tokens' own likelihood (PLAID's token guidance) is a fourth way, and a denoiser of its own.
+"""
 
 
 def layout(
@@ -31,6 +42,11 @@ def layout(
     """The ids and the frozen mask, both (B, L). Free positions hold any token, or the text that is to be redrafted."""
     if num < 1:
         raise ValueError(f"num={num}: draw at least one row")
+    if canvas is not None:
+        canvas = torch.as_tensor(canvas)
+        if canvas.is_floating_point() or canvas.dtype is torch.bool:
+            raise ValueError(f"a canvas of {canvas.dtype}: pass ids, integers")
+        canvas = canvas.long()
     if strength is not None:
         if not 0 <= strength <= 1:
             raise ValueError(f"strength={strength}: pass 0, which changes nothing, to 1, which keeps nothing")
@@ -131,11 +147,13 @@ class Canvas:
         if self.given == "noised":
             # drawn for rows without given tokens too: a row's draws must not depend on the rows beside it
             stand = self.process.corrupt(self.ids, self._at(s), self.generators)
-        elif isinstance(self.process, Gaussian):
-            stand = unnoised(self.process, self.ids, self._at(s))  # a denoiser that is told sees its own (``Told``)
-        else:
-            stand = self.ids
-        return torch.where(self.frozen[..., None] if self.process.vectors else self.frozen, stand.to(z), z)
+            return torch.where(self.frozen[..., None] if self.process.vectors else self.frozen, stand.to(z), z)
+        return self.clean(z, self._at(s)) if self.process.vectors else torch.where(self.frozen, self.ids, z)
+
+    def clean(self, z: Tensor, t: Tensor) -> Tensor:
+        """Vectors z with the given ones in place without noise, alpha_t x; one that is told sees its own (``Told``)."""
+        assert isinstance(self.process, Gaussian)
+        return torch.where(self.frozen[..., None], unnoised(self.process, self.ids, t).to(z), z)
 
     def renoised(self, z: Tensor, s: float, t: float) -> Tensor:
         """Draw z at t > s from z at s by the forward process, q(z_t | z_s) of vectors (RePaint's jump back).

@@ -60,10 +60,7 @@ def tempered(logp: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     ``top_p`` below 1 then keeps the likeliest tokens up to and with the one that crosses that mass (Holtzman et al.
     2020, as transformers, RADD and Duo cut; ReMDM and BD3-LM drop the crossing one).
     """
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature={temperature}: pass 0 (greedy) or a number above it")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}: pass a share above 0, 1 for all tokens")
+    check_temperature(temperature, top_p)
     if temperature == 0:
         return torch.nn.functional.one_hot(logp.argmax(-1), logp.shape[-1]).double()
     p = torch.softmax(logp.double() / temperature, dim=-1)
@@ -73,6 +70,14 @@ def tempered(logp: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     ranked = torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0)
     p = torch.zeros_like(p).scatter(-1, order, ranked)
     return p / p.sum(-1, keepdim=True)
+
+
+def check_temperature(temperature: float, top_p: float) -> None:
+    """Errors: ``ValueError`` for values that ``tempered`` has no meaning for."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: pass 0 (greedy) or a number above it")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: pass a share above 0, 1 for all tokens")
 
 
 def clean(logp: Tensor, process: Process) -> Tensor:

@@ -1,7 +1,7 @@
 """``sample``: the only sampling loop. Prompt, infilling and editing are one ``frozen`` mask on one canvas."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from redraft.models.told import Told
-from redraft.processes import Denoiser, Gaussian, PerToken, Process, absorbing
-from redraft.processes.base import device_of, to_convention
+from redraft.processes import Denoiser, PerToken, Process, absorbing
+from redraft.processes.base import device_of
 from redraft.randomness import Device, derive, generator
 from redraft.sampling import samplers
 from redraft.sampling.blocks import by_blocks
 from redraft.sampling.canvas import Canvas, checked, convention, layout
-from redraft.sampling.contract import clean, tempered
+from redraft.sampling.contract import check_temperature
+from redraft.sampling.query import Asked
 from redraft.sampling.samplers import Draw, Sampler, ancestral, left_to_right, revises
 
 DEFAULT_STEPS = 128
@@ -57,90 +58,6 @@ class Samples:
     seeds: list[int]
 
 
-@dataclass
-class _Query:
-    """The denoiser as samplers see it: counted, conditioned, and in the convention the reverse kernel wants."""
-
-    denoiser: Denoiser
-    process: Process
-    cond: Any
-    temperature: float = 1.0
-    top_p: float = 1.0
-    told: Callable[[Denoiser], Denoiser] | None = None  # what tells a denoiser that given tokens are clean
-    nfe: int = 0
-    positions: int = 0
-    tokens: Tensor | None = field(default=None, repr=False)  # of vectors: those last thought likeliest
-    guess: Tensor | None = field(default=None, repr=False)  # and the clean ones themselves
-    final: bool = False  # whether a token once written stays, so that nothing is asked of a row without masks
-    last: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        self.denoiser = self.told(self.denoiser) if self.told else self.denoiser
-
-    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        """What the denoiser says of z; rows that stand as they did when it was last asked are not asked for again.
-
-        That holds for denoisers that do not read t (MDLM's and RADD's cached sampling, row by row): over N steps a row
-        of l masks takes N (1 - (1 - 1/N)^l) calls on the linear schedule.
-        """
-        if isinstance(self.process, Gaussian):
-            return self._vectors(self.process, z, t)
-        stale = torch.ones(len(z), dtype=torch.bool, device=z.device)
-        if self.last is not None and self.last[0].shape == z.shape:
-            stale = (self.last[0] != z).any(1)
-            if self.final:
-                stale &= (z == self.process.mask_id).any(1)
-        if not bool(stale.any()):
-            assert self.last is not None
-            return self.last[1]
-        if self.cond is not None:  # it may speak of rows, and cannot be cut
-            stale = torch.ones_like(stale)
-        self._count(self.denoiser, int(stale.sum()) * z.shape[1])
-        if bool(stale.all()):
-            logp = clean(self.denoiser(z, t, self.cond), self.process)
-        else:
-            assert self.last is not None
-            logp = self.last[1].clone()
-            logp[stale] = clean(self.denoiser(z[stale], t[stale], self.cond), self.process)
-        if absorbing(self.process) and not self.denoiser.facts.time_conditioned:
-            self.last = z.clone(), logp
-        return to_convention(self.denoiser, self.process, logp, z, t)
-
-    def _vectors(self, process: Gaussian, z: Tensor, t: Tensor) -> Tensor:
-        """Clean vectors (B, L, D). One that conditions on itself is told what it said at the step before."""
-        facts, cond = self.denoiser.facts, self.cond
-        if facts.self_conditioned:
-            nothing = z.new_zeros((*z.shape[:2], process.D))
-            cond = {**(cond or {}), "guess": nothing if self.guess is None else self.guess.to(z)}
-        self._count(self.denoiser, z.shape[0] * z.shape[1])
-        if facts.vectors:
-            x = self.denoiser(z, t, cond, **{"vectors": True})
-            self.guess = x.detach()
-            self.tokens = process.nearest(x)
-            return x
-        logp = self.denoiser(z, t, cond)
-        self.tokens = logp.argmax(-1)
-        x = process.mean(logp.exp())
-        if facts.self_conditioned:
-            self.guess = x.detach()  # who asks with gradients (plug-and-play control) leaves no graph behind
-        plain = self.temperature == 1 and self.top_p == 1
-        return x if plain else process.mean(tempered(logp, self.temperature, self.top_p)).to(x)
-
-    def beside(self, denoiser: Denoiser, cond: Any, /) -> Callable[[Tensor, Tensor], Tensor]:
-        """A second denoiser, told ``cond``, in the same convention and counted with the first."""
-        denoiser = self.told(denoiser) if self.told else denoiser
-
-        def ask(z: Tensor, t: Tensor) -> Tensor:
-            self._count(denoiser, z.shape[0] * z.shape[1])
-            return to_convention(denoiser, self.process, clean(denoiser(z, t, cond), self.process), z, t)
-
-        return ask
-
-    def _count(self, denoiser: Denoiser, positions: int) -> None:
-        self.nfe += denoiser.facts.forwards
-        self.positions += denoiser.facts.forwards * positions
-
-
 @torch.no_grad()
 def sample(
     process: Process,
@@ -177,17 +94,8 @@ def sample(
     if the reverse process is exact, texts of the model's law stay texts of that law at any t*.
 
     Frozen tokens never change. Among masks a denoiser conditions on them exactly. Under other noise ``given`` says how
-    they stand on the canvas, and what is drawn beside them depends on it:
-
-    - ``noised``: noised to the time of the canvas, afresh after each step (RePaint, Lugmayr et al. 2022); usual among
-      vectors. Biased, whatever the steps: what is free has been denoised beside other noise. ``resample`` jumps back
-      from s to t and repeats the step so many times, at as many more calls, which lowers the bias.
-    - ``clean``: without noise, alpha_s x (Diffusion-LM) or the token itself, which is usual among tokens. The denoiser
-      takes them for as noisy as the rest, and so for less than they say.
-    - ``told``: without noise and said to be so, by a time of their own (``models.told``). Exact where the denoiser
-      knows what that means: one trained with ``loss.given``, or exact itself.
-
-    Guidance by the given tokens' own likelihood (PLAID's token guidance) is a fourth way, and a denoiser of its own.
+    they stand on the canvas, ``noised``, ``clean`` or ``told``, and what is drawn beside them depends on it:
+    ``canvas.GIVEN`` has what each means, and ``resample``.
 
     Row r draws from its own generator, seeded by ``seeds[r]``, or by (seed, r): no row depends on those beside it.
     A masked canvas without masks left ends the loop early, so ``nfe`` may be below ``steps``. A block model writes one
@@ -196,45 +104,29 @@ def sample(
     Errors: ``ValueError`` for options that clash, ids that are no tokens, a denoiser of another mask id, a text to be
     redrafted by a model that writes in one order only.
     """
-    if process.mask_id != denoiser.facts.mask_id:
-        raise ValueError(
-            f"the process masks with id {process.mask_id}, the denoiser was trained with {denoiser.facts.mask_id}"
-        )
     device = device_of(denoiser) if device is None else device
     ids, frozen = layout(process, length, num if seeds is None else len(seeds), prompt, canvas, frozen, strength)
     ids, frozen = ids.to(device), frozen.to(device)
     given = convention(process, denoiser.facts, given, resample, frozen)
-    seeds = [derive(seed, row) for row in range(len(ids))] if seeds is None else list(seeds)
-    if len(seeds) != len(ids):
-        raise ValueError(f"{len(seeds)} seeds for {len(ids)} rows: pass one per row")
-    if strength is not None and denoiser.facts.attention in ("causal", "block"):
-        raise ValueError(
-            f"strength={strength} with a denoiser of {denoiser.facts.attention} attention: it writes from left to "
-            "right and cannot redraft a text; use a model of full attention"
-        )
+    seeds = _seeds(seed, seeds, len(ids))
+    steps, step_function = _plan(process, denoiser, frozen, strength, steps, sampler, temperature, top_p)
     if denoiser.facts.attention == "block":
-        options = {"steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "device": device}
+        options = {"steps": steps, "sampler": step_function, "device": device}
+        options |= {"temperature": temperature, "top_p": top_p}
         return Samples(*by_blocks(sample, process, denoiser, ids, frozen, seeds, cond, callback, **options), seeds)
-    if denoiser.facts.vectors and (temperature, top_p) != (1.0, 1.0):
-        raise ValueError(
-            f"temperature={temperature}, top_p={top_p} of a denoiser that answers with vectors, which are no mean of "
-            "tokens: leave both at 1; 'ddim:tau=0.9' is a temperature of vectors"
-        )
-    steps, step_function = _plan(denoiser, frozen, steps, sampler)
     if strength == 0:
         return Samples(ids.clone(), 0, 0, seeds)
     generators = [generator(one) for one in seeds]
     final = absorbing(process) and not revises(step_function)
     told = partial(Told, process=process, ids=ids, given=frozen) if given == "told" else None
-    query = _Query(denoiser, process, cond, temperature, top_p, told, final=final)
-    draw = Draw(frozen, generators, temperature, top_p)
     board = Canvas(process, ids, frozen, given, generators, strength)
+    stand = board.clean if given == "clean" else None
+    query = Asked(denoiser, process, cond, temperature, top_p, told, stand, final=final)
+    draw = Draw(frozen, generators, temperature, top_p)
 
-    times = torch.linspace(1 if strength is None else strength, 0, steps + 1, dtype=torch.float64)
-    if denoiser.facts.attention == "causal" and absorbing(process):  # whatever the schedule, a token a step
-        times = process.schedule.inverse(1 - times)
-    z = board.put_back(board.begin(), times[0].item())
-    for index, (t, s) in enumerate(pairwise(times.tolist())):
+    times = _times(process, denoiser, strength, steps)
+    z = board.put_back(board.begin(), times[0])
+    for index, (t, s) in enumerate(pairwise(times)):
         if _finished(process, z) and not revises(step_function):
             break
         t_rows, s_rows = (torch.full((len(z),), value, dtype=torch.float64, device=device) for value in (t, s))
@@ -249,12 +141,56 @@ def sample(
     return Samples(board.shown(_finish(process, query, z, draw)), query.nfe, query.positions, seeds)
 
 
-def _plan(denoiser: Denoiser, frozen: Tensor, steps: int | None, sampler: str | Sampler | None) -> tuple[int, Sampler]:
-    """The number of steps and the step function, checked against what the denoiser can do."""
+def _seeds(seed: int, seeds: Sequence[int] | None, rows: int) -> list[int]:
+    """One a row: those given, or of (seed, row)."""
+    if seeds is None:
+        return [derive(seed, row) for row in range(rows)]
+    if len(seeds) != rows:
+        raise ValueError(f"{len(seeds)} seeds for {rows} rows: pass one per row")
+    return list(seeds)
+
+
+def _times(process: Process, denoiser: Denoiser, strength: float | None, steps: int) -> list[float]:
+    """Where the steps begin and end, steps + 1 times down to 0."""
+    times = torch.linspace(1 if strength is None else strength, 0, steps + 1, dtype=torch.float64)
+    if denoiser.facts.attention == "causal" and absorbing(process):  # whatever the schedule, a token a step
+        times = process.schedule.inverse(1 - times)
+    return times.tolist()
+
+
+def _plan(
+    process: Process,
+    denoiser: Denoiser,
+    frozen: Tensor,
+    strength: float | None,
+    steps: int | None,
+    sampler: str | Sampler | None,
+    temperature: float,
+    top_p: float,
+) -> tuple[int, Sampler]:
+    """The number of steps and the step function; all that is asked for is checked against what the denoiser can do."""
+    if process.mask_id != denoiser.facts.mask_id:
+        raise ValueError(
+            f"the process masks with id {process.mask_id}, the denoiser was trained with {denoiser.facts.mask_id}"
+        )
+    if strength is not None and denoiser.facts.attention in ("causal", "block"):
+        raise ValueError(
+            f"strength={strength} with a denoiser of {denoiser.facts.attention} attention: it writes from left to "
+            "right and cannot redraft a text; use a model of full attention"
+        )
+    check_temperature(temperature, top_p)
+    if denoiser.facts.vectors and (temperature, top_p) != (1.0, 1.0):
+        raise ValueError(
+            f"temperature={temperature}, top_p={top_p} of a denoiser that answers with vectors, which are no mean of "
+            "tokens: leave both at 1; 'ddim:tau=0.9' is a temperature of vectors"
+        )
     if steps is not None and steps < 1:
         raise ValueError(f"steps={steps}: take at least one")
     if denoiser.facts.attention != "causal":
-        return steps or DEFAULT_STEPS, samplers.get(sampler or ancestral)
+        chosen = samplers.get(sampler or ancestral)
+        if strength is not None and getattr(chosen, "keywords", {}).get("strategy") == "loop":
+            raise ValueError(f"strength={strength} with remdm:strategy=loop, which has a clock of its own: use another")
+        return steps or DEFAULT_STEPS, chosen
     free, most = (int(count) for count in (~frozen).sum(1).aminmax())
     if free != most:
         raise ValueError(
@@ -275,7 +211,7 @@ def _finished(process: Process, z: Tensor) -> bool:
     return only_masks and not bool((z == process.mask_id).any())
 
 
-def _finish(process: Process, query: _Query, z: Tensor, draw: Draw) -> Tensor:
+def _finish(process: Process, query: Asked, z: Tensor, draw: Draw) -> Tensor:
     """The tokens at t = 0. Vectors, and masks a callback left, take one more call; only free positions are drawn."""
     zero = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     if process.vectors:

@@ -9,6 +9,7 @@ from torch import Tensor
 from redraft.processes import Denoiser, Process
 from redraft.processes.base import device_of
 from redraft.randomness import Device, derive
+from redraft.sampling.canvas import convention
 from redraft.sampling.loop import Callback, Samples, sample
 from redraft.sampling.samplers import Sampler
 
@@ -52,6 +53,7 @@ def semi_autoregressive(
         raise ValueError(f"stride={stride}, window={window}: pass 1 <= stride < window, so that windows overlap")
     if length < 1 or num < 1:
         raise ValueError(f"length={length}, num={num}: ask for at least one token of one row")
+    convention(process, denoiser.facts, given, resample, torch.ones(1, 1, dtype=torch.bool))
     seeds = [derive(seed, row) for row in range(num)] if seeds is None else list(seeds)
     device = device_of(denoiser) if device is None else device
     start = torch.as_tensor([] if prompt is None else prompt, dtype=torch.long, device=device)
@@ -69,9 +71,9 @@ def semi_autoregressive(
             frozen=(torch.arange(first, stop, device=device) < done).expand(len(seeds), -1),
             seeds=[derive(one, number) if number else one for one in seeds],
             steps=steps,
-            # the first window may have no prompt, and then nothing is given
-            given=given if done else None,
-            resample=resample if done else 0,
+            # the first of several windows may have no prompt, and then nothing is given
+            given=given if done or len(text[0]) <= window else None,
+            resample=resample if done or len(text[0]) <= window else 0,
             sampler=sampler,
             temperature=temperature,
             top_p=top_p,

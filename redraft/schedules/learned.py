@@ -216,9 +216,9 @@ class Plaid(Learned):
 
     - computes ``share, d_share = schedule.inner(t)`` and ``gamma, d_gamma = schedule.between(share, d_share)``,
     - draws z and weighs the loss with these, and tells the denoiser ``gamma`` (``Condition``), not t alone,
-    - and multiplies the gradients that arrive at ``share`` and ``d_share`` by 2 l, by a hook on each: the network then
-      follows the gradient of E l^2, whose least value for a given mean has l alike at every t, while ends and weights
-      follow that of E l.
+    - and multiplies the gradients that arrive at ``share`` and ``d_share`` by 2 l over a unit, by a hook on each
+      (``objectives.vlb.minimise_square``): the network then follows the gradient of E l^2 in that unit, whose least
+      value for a given mean has l alike at every t, while ends and weights follow that of E l.
     """
 
     name = "plaid"

@@ -13,6 +13,7 @@ from redraft.evaluation import variety
 from redraft.lm import LM
 from redraft.recipes import Config, EvalConfig
 from redraft.studies.gaussian_claims import ABLATIONS, CLAIMS, TEXT, TOY, conclude
+from redraft.studies.lineage import DATA
 from redraft.studies.runner import Budget, Cell, Study
 from redraft.studies.training import trained
 
@@ -33,7 +34,8 @@ def config(name: str, budget: Budget) -> Config:
     recipe, _, changes = name.partition(" ")
     preset = recipes.override(recipes.get(recipe), ABLATIONS[name] if changes else {})
     train = replace(preset.train, steps=round(budget.steps / compute(preset)), threads=1, eval_every=0)
-    return replace(preset, train=train, eval=EvalConfig(draws=1))
+    data = preset.data if preset.data.source == "toy" else DATA
+    return replace(preset, data=data, train=train, eval=EvalConfig(draws=1))
 
 
 def compute(preset: Config) -> float:
@@ -97,8 +99,8 @@ STUDY = Study(
     claims=CLAIMS,
     protocol=(
         "Toy language: 252 sentences of six tokens, all equally likely; its entropy is known exactly. Text: "
-        "python-docs in each recipe's tokens, a tenth held out by content hash, scored whole.",
-        "Network: ours, depth 2. Each recipe keeps the optimiser settings it was tuned to on this language or text.",
+        f"python-docs, characters, rows of {DATA.length}; a tenth held out by content hash, scored whole.",
+        "Network: ours, depth 2. Each recipe keeps its own optimiser settings.",
         "Equal compute means equal passes through the network: a step in which a share p of the rows is asked about "
         "twice (self-conditioning) counts as 1 + p/3 steps, and such recipes take fewer of them.",
         "Equal calls: each sample costs at most the calls that its row names, the one in which vectors are named at "

@@ -6,15 +6,19 @@ Cluster y has mean MEANS[y], covariance WIDTH^2 I and probability PI[y]; y is th
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from redraft.dglm.config import ProposerConfig, StageConfig
-from redraft.dglm.guidance import Noised, cfg, guided, plug_in
-from redraft.dglm.noise import Cosine, Vectors, renoised
-from redraft.dglm.proposer import Proposer, propose
-from redraft.dglm.training import Log, fit
+from redraft.dglm.guidance import Noised, plug_in
+from redraft.dglm.proposer import Prompted, Proposer, Vectors, propose
+from redraft.dglm.proposer import noise as channel
+from redraft.dglm.teaching import Log, fit
+from redraft.dglm.verbaliser import renoised
+from redraft.guidance import cfg, gradient_guided
+from redraft.processes import Facts
 from redraft.processes.gaussian import PREDICTIONS
 from redraft.randomness import generator, row_generators
 from redraft.sampling.samplers import SAMPLERS
@@ -28,7 +32,25 @@ FLOW = ("ancestral", "ddim", "heun", "churn")
 
 
 def noise():
-    return Vectors("vp", Cosine(-12.0, 12.0))
+    return channel(ProposerConfig(gamma_min=-12.0, gamma_max=12.0))
+
+
+class Says:
+    """A denoiser of vectors that says what a function of z and t does, and counts how often."""
+
+    facts = Facts(time_conditioned=True, vectors=True)
+
+    def __init__(self, said):
+        self.said, self.calls = said, 0
+
+    def __call__(self, z, t, cond=None, vectors=True):
+        self.calls += 1
+        return self.said(z, t)
+
+
+def guided(denoiser, process, log_p, weight):
+    """What the guided denoiser says of z at t."""
+    return partial(gradient_guided(denoiser, process, log_p, weight), vectors=True)
 
 
 def densities(process, z, t):
@@ -47,7 +69,7 @@ def component(process, y):
         gain = alpha * WIDTH**2 / (alpha**2 * WIDTH**2 + sigma**2)
         return MEANS[y] + gain * (z - alpha * MEANS[y])
 
-    return said
+    return Says(said)
 
 
 def exact(process):
@@ -57,7 +79,7 @@ def exact(process):
         p = densities(process, z, t).softmax(-1)
         return sum(p[:, y, None, None] * component(process, y)(z, t) for y in range(2))
 
-    return said
+    return Says(said)
 
 
 def log_p(process, y):
@@ -109,7 +131,7 @@ def spread(process, steps, eta):
 def test_18_7_first_order_samples_are_the_components(sampler, steps, eta):
     """Mean and std within 5 s.e.: of a component's mean no step is biased, of its std the steps' error is known."""
     process = noise()
-    query = guided(exact(process), process, log_p(process, 0), 1.0)
+    query = gradient_guided(exact(process), process, log_p(process, 0), 1.0)
     x = propose(process, query, (ROWS, 3), generator(2), steps, sampler, dtype=torch.float64)
     assert ((x.mean(0) - MEANS[0]).abs() < 5 * WIDTH / math.sqrt(ROWS)).all()
     std = spread(process, steps, eta)
@@ -124,7 +146,7 @@ def test_18_7_first_order_samples_are_the_components(sampler, steps, eta):
 def test_18_7_second_order_samples_are_the_components(sampler):
     """At 40 steps the std too: within 5 s.e. and 1% (ancestral is 9% off there)."""
     process = noise()
-    query = guided(exact(process), process, log_p(process, 0), 1.0)
+    query = gradient_guided(exact(process), process, log_p(process, 0), 1.0)
     x = propose(process, query, (ROWS // 2, 3), generator(2), 40, sampler, dtype=torch.float64)
     assert ((x.mean(0) - MEANS[0]).abs() < 5 * WIDTH / math.sqrt(ROWS // 2)).all()
     assert ((x.std(0) / WIDTH - 1).abs() < 5 / math.sqrt(ROWS) + 0.01).all()
@@ -141,14 +163,22 @@ def test_unguided_samples_are_the_mixture():
 
 
 def test_strength_is_how_far_the_mean_moves():
-    """Linear in the strength at a given z; 0 is the query itself, and below 0 is refused."""
+    """Linear in the strength at a given z; 0 is the denoiser bit for bit, and below 0 is refused."""
     process, (z, t) = noise(), states()
     query = exact(process)
     one, three = (guided(query, process, log_p(process, 1), g)(z, t) - query(z, t) for g in (1.0, 3.0))
     torch.testing.assert_close(three, 3 * one)
-    assert guided(query, process, log_p(process, 1), 0.0) is query
+    assert torch.equal(guided(query, process, log_p(process, 1), 0.0)(z, t), query(z, t))
     with pytest.raises(ValueError, match="weight=-1"):
         guided(query, process, log_p(process, 1), -1.0)
+
+
+def test_a_gradient_of_tokens_needs_their_codebook():
+    """A channel knows none: it will do for a denoiser that says vectors only."""
+    process, names = noise(), Says(None)
+    names.facts = Facts()
+    with pytest.raises(ValueError, match="needs their codebook"):
+        gradient_guided(names, process, log_p(process, 1))
 
 
 def test_plug_in_is_the_gradient_through_the_denoiser():
@@ -183,18 +213,9 @@ def test_plug_in_is_biased_by_noise():
 @pytest.mark.parametrize(("weight", "asked"), [(1.0, [1, 0]), (0.0, [0, 1]), (2.5, [1, 1])])
 def test_18_7_cfg_at_0_and_1_is_one_denoiser_bitwise(weight, asked):
     process, (z, t) = noise(), states()
-    calls = [0, 0]
-
-    def counted(which, query):
-        def said(z, t):
-            calls[which] += 1
-            return query(z, t)
-
-        return said
-
     conditional, unconditional = component(process, 0), exact(process)
-    found = cfg(counted(0, conditional), counted(1, unconditional), weight)(z, t)
-    assert calls == asked
+    found = cfg(conditional, unconditional, weight=weight)(z, t, vectors=True)
+    assert [conditional.calls, unconditional.calls] == asked
     if weight in (0.0, 1.0):
         assert torch.equal(found, conditional(z, t) if weight else unconditional(z, t))
 
@@ -205,14 +226,14 @@ def test_cfg_combines_any_prediction_alike(predicts):
     process, (z, t) = noise(), states()
     gamma, (c, u) = process.gamma(t)[0], (component(process, 0)(z, t), exact(process)(z, t))
     mixed = 2.5 * process.predicted(c, predicts, z, gamma) - 1.5 * process.predicted(u, predicts, z, gamma)
-    found = cfg(lambda z, t: c, lambda z, t: u, 2.5)(z, t)
+    found = cfg(Says(lambda z, t: c), Says(lambda z, t: u), weight=2.5)(z, t, vectors=True)
     torch.testing.assert_close(process.denoised(mixed, predicts, z, gamma), found, rtol=1e-9, atol=1e-9)
 
 
 def test_bad_weights_are_refused():
     for weight in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="guidance weight"):
-            cfg(exact(noise()), exact(noise()), weight)
+        with pytest.raises(ValueError, match=f"cfg weight={weight}"):
+            cfg(exact(noise()), exact(noise()), weight=weight)
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
@@ -240,7 +261,7 @@ def test_a_row_depends_on_its_own_seed_only():
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_cosine_schedule(scale):
     """Ends at -+15 - 2 log(scale), sech density of gamma, derivative by differences."""
-    schedule = Cosine(scale=scale)
+    schedule = channel(ProposerConfig(), scale).schedule
     shift = 2 * math.log(scale)
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
     gamma, slope = schedule(t)
@@ -362,12 +383,17 @@ def draws(proposer, query, rows=4000):
     return propose(proposer.process, query, (rows, 3), generator(9), 30, "heun")
 
 
+def nothing(proposer, rows=4000):
+    """The proposer, told nothing of what stands before."""
+    return Prompted(proposer, proposer.process, proposer.null.expand(rows, -1))
+
+
 def test_trained_proposer_recovers_its_cluster(trained):
     """Told the cluster: mean within .1 and std within 15% of the data's, four s.e. and the rest learning's error."""
     proposer, _, told = trained
     for y in range(2):
         row = told[0] if y == 0 else told[9]
-        x = draws(proposer, proposer.query(proposer.process, row.expand(4000, -1)))
+        x = draws(proposer, Prompted(proposer, proposer.process, row.expand(4000, -1)))
         assert (x.mean(0) - MEANS[y]).abs().max() < 0.1
         assert (x.std(0) / WIDTH - 1).abs().max() < 0.15
 
@@ -375,7 +401,7 @@ def test_trained_proposer_recovers_its_cluster(trained):
 def test_trained_proposer_recovers_the_mixture(trained):
     """Told nothing: share of the clusters within .06, covariance within .1."""
     proposer, _, _ = trained
-    x = draws(proposer, proposer.without(proposer.process)).double()
+    x = draws(proposer, nothing(proposer)).double()
     assert (clean(0)(x).exp() > 0.5).double().mean().item() == pytest.approx(0.3, abs=0.06)
     mean = PI @ MEANS
     centred = MEANS - mean
@@ -391,7 +417,7 @@ def test_trained_classifier_steers_to_the_cluster(trained):
     def log(z, t):
         return classifier(z[:, 0], process.gamma(t)[0][:, 0])[:, 0]
 
-    x = draws(proposer, guided(proposer.without(process), process, log, 1.0))
+    x = draws(proposer, gradient_guided(nothing(proposer), process, log, 1.0))
     assert (clean(0)(x.double()).exp() > 0.5).double().mean() > 0.9
     assert (x.mean(0) - MEANS[0]).abs().max() < 0.15
 

@@ -15,6 +15,7 @@ from redraft.processes import Facts
 
 from .chain import Chain, ExactChain, noise
 from .exhaust import after, noised, outcomes, transitions
+from .line import CODES, PI, ExactTokens, posterior_tokens, toy
 from .oracle import (
     LAW,
     ExactDenoiser,
@@ -25,7 +26,6 @@ from .oracle import (
     state_number,
     total_variation,
 )
-from .test_gaussian import CODES, PI, ExactTokens, posterior_tokens, toy
 from .tiled import Tiled, drawing, tile
 
 FALSE_ALARM = 1e-6
@@ -342,3 +342,13 @@ def test_a_mask_inside_the_vocabulary_is_no_text():
     process = processes.masked(4, mask_id=2)
     with pytest.raises(ValueError, match="a canvas position holds the mask id 2: a text to redraft holds tokens only"):
         sampling.sample(process, Watching(process), canvas=torch.tensor([0, 2]), strength=0.5)
+
+
+def test_a_canvas_is_ids():
+    """A list is one as well; numbers that are no integers are refused."""
+    process = processes.uniform(3)
+    denoiser = Watching(process)
+    with pytest.raises(ValueError, match=r"torch\.float32.*integers"):
+        sampling.sample(process, denoiser, canvas=torch.tensor([0.0, 1.0]), strength=0.0)
+    drawn = sampling.sample(process, denoiser, canvas=[0, 1], strength=0.0)
+    assert drawn.tokens.tolist() == [[0, 1]]

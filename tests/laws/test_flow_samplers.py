@@ -21,8 +21,8 @@ from redraft.sampling.contract import Draw
 from redraft.schedules import GammaSchedule
 
 from .chain import Chain, ExactChain, noise
+from .line import CODES, KINDS, PI, posterior_tokens
 from .oracle import chi_square_tail
-from .test_gaussian import CODES, KINDS, PI, posterior_tokens
 
 EVERY = ["ancestral", "euler", "ddim:eta=0.5", "heun", "churn", "churn:order=1", "heun:clamp=true,tau=0.9"]
 DETERMINISTIC = ["euler", "heun"]

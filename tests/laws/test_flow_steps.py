@@ -13,8 +13,8 @@ from redraft.sampling.contract import Draw
 from redraft.schedules import GammaSchedule, time_of
 
 from .chain import noise
+from .line import KINDS, PI, SCHEDULES, posterior_tokens
 from .test_flow_samplers import DETERMINISTIC, columns, line, quantiles, query, run
-from .test_gaussian import KINDS, PI, SCHEDULES, posterior_tokens
 
 
 @pytest.fixture(params=KINDS)

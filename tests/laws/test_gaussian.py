@@ -1,8 +1,4 @@
-"""Gaussian processes against one-token oracles whose expectations are quadratures, not samples.
-
-The toy is that of the reference: 3 tokens on a line at e = (-1, 0.3, 1) with probabilities (.5, .2, .3) and gamma
-from -3 to 6; gamma = -log SNR. Expectations over the noise are trapezoid sums over eps, spectrally accurate here.
-"""
+"""Gaussian processes against one-token oracles whose expectations are quadratures, not samples (``line``)."""
 
 import functools
 import itertools
@@ -16,62 +12,26 @@ from redraft import objectives, processes, sampling
 from redraft.processes.time import draw
 from redraft.schedules import GammaSchedule
 
+from .line import (
+    CODES,
+    KINDS,
+    PI,
+    SCHEDULES,
+    ExactTokens,
+    H,
+    cross_entropy,
+    diffusion_loss,
+    noisy_tokens,
+    posterior_tokens,
+    sphere,
+    toy,
+)
 from .oracle import chi_square_tail, quadrature
-
-KINDS = ["vp", "ve", "rf"]
-SCHEDULES = ["linear_gamma", "cosine", "sqrt", "edm"]
-CODES = torch.tensor([[-1.0], [0.3], [1.0]], dtype=torch.float64)
-PI = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
-H = -(PI * PI.log()).sum().item()
-
-EPS = torch.linspace(-9, 9, 361, dtype=torch.float64)
-DENSITY = torch.exp(-(EPS**2) / 2) / math.sqrt(2 * math.pi) * (EPS[1] - EPS[0])
 
 
 @pytest.fixture(params=KINDS)
 def kind(request):
     return request.param
-
-
-def toy(kind: str = "vp", schedule: str = "linear_gamma"):
-    return processes.gaussian(CODES, kind, GammaSchedule(schedule, -3.0, 6.0))
-
-
-def sphere(kind: str = "vp", norms: bool = False):
-    codes = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    codes = codes / codes.norm(dim=-1, keepdim=True)
-    if norms:
-        codes = codes * torch.tensor([0.5, 0.8, 1.0, 1.3, 2.0], dtype=torch.float64)[:, None]
-    return processes.gaussian(codes, kind, GammaSchedule(gamma_min=-3.0, gamma_max=6.0))
-
-
-def posterior_tokens(process, z: Tensor, t: Tensor, pi: Tensor) -> Tensor:
-    """log p(token | z) for independent tokens of law ``pi``, by Bayes from the density of z alone; (B, L, K)."""
-    alpha, sigma = (scale[..., None, None] for scale in process.scales(process.gamma(t)[0]))
-    distance = ((z[:, :, None, :] - alpha * process.codebook) ** 2).sum(-1, keepdim=True)
-    return (pi.log() - (distance / (2 * sigma**2))[..., 0]).log_softmax(-1)
-
-
-def noisy_tokens(process, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x0, z, t and probability of every (time, token, eps): the expectation over q(z | x0) p(x0) as a sum."""
-    i, x0, e = (g.flatten() for g in torch.meshgrid(*map(torch.arange, (len(times), 3, len(EPS))), indexing="ij"))
-    t = times[i]
-    alpha, sigma = (scale[:, 0] for scale in process.scales(process.gamma(t)[0]))
-    z = alpha * process.codebook[x0, 0] + sigma * EPS[e]
-    return x0[:, None], z[:, None, None], t, PI[x0] * DENSITY[e]
-
-
-def cross_entropy(process, time: float) -> float:
-    x0, z, t, probability = noisy_tokens(process, torch.tensor([time], dtype=torch.float64))
-    logp = posterior_tokens(process, z, t, PI)
-    return -(logp.gather(-1, x0[..., None])[:, 0, 0] * probability).sum().item()
-
-
-def diffusion_loss(process, nodes: int = 100) -> float:
-    times, weights = quadrature(nodes)
-    x0, z, t, probability = noisy_tokens(process, times)
-    loss = process.nelbo(posterior_tokens(process, z, t, PI), x0, z, t)[:, 0]
-    return ((loss * probability).reshape(nodes, -1).sum(-1) * weights).sum().item()
 
 
 def test_scales_of_the_kinds(kind):
@@ -97,7 +57,7 @@ def test_end_points_of_the_reference():
 
 
 def test_golden_bound():
-    """Recon .07490 + diffusion .95377 + prior .00101 = 1.029677 +- 1e-4, against H = 1.029653."""
+    """18.2: recon .07490 + diffusion .95377 + prior .00101 = 1.029677 +- 1e-4, against H = 1.029653."""
     process = toy()
     assert process.vectors is True
     recon, diffusion = cross_entropy(process, 0.0), diffusion_loss(process)
@@ -126,7 +86,7 @@ def test_bound_is_the_entropy_and_what_the_prior_misses(kind, schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("time", [0.1, 0.4, 0.8])
 def test_slope_of_cross_entropy_is_the_loss(kind, schedule, time):
-    """I-MMSE: d CE / d gamma = 1/2 exp(-gamma) MMSE, so E nelbo = d CE / dt."""
+    """2.2.9, I-MMSE: d CE / d gamma = 1/2 exp(-gamma) MMSE, so E nelbo = d CE / dt."""
     process = toy(kind, schedule)
     times = torch.tensor([time], dtype=torch.float64)
     x0, z, t, probability = noisy_tokens(process, times)
@@ -262,7 +222,7 @@ def test_finite_steps_converge_to_the_integrand(kind, time):
 
 
 def test_score_is_the_gradient_of_the_density(kind):
-    """Section 2.2-2: (alpha x_hat - z) / sigma^2 = grad log p_t(z), by autograd of the explicit mixture, 1e-9."""
+    """2.2.2: (alpha x_hat - z) / sigma^2 = grad log p_t(z), by autograd of the explicit mixture, 1e-9."""
     process = sphere(kind, norms=True)
     pi = torch.tensor([0.1, 0.3, 0.2, 0.15, 0.25], dtype=torch.float64)
     for level in (0.0, 0.3, 0.8):
@@ -277,7 +237,7 @@ def test_score_is_the_gradient_of_the_density(kind):
 
 
 def test_output_prior_is_bayes_for_independent_tokens(kind):
-    """Section 2.2-3: log pi + (alpha / sigma^2) z.e - (alpha^2 / 2 sigma^2) |e|^2, unequal norms included."""
+    """2.2.3: log pi + (alpha / sigma^2) z.e - (alpha^2 / 2 sigma^2) |e|^2, unequal norms included."""
     process = sphere(kind, norms=True)
     pi = torch.tensor([0.1, 0.3, 0.2, 0.15, 0.25], dtype=torch.float64)
     t = torch.linspace(0, 1, 7, dtype=torch.float64)
@@ -287,7 +247,7 @@ def test_output_prior_is_bayes_for_independent_tokens(kind):
 
 
 def test_equal_norms_make_h_sufficient(kind):
-    """Section 2.2-4: with equal norms the posterior depends on (z, gamma) through (alpha / sigma^2) z alone."""
+    """2.2.4: with equal norms the posterior depends on (z, gamma) through (alpha / sigma^2) z alone."""
     process = sphere(kind)
     h = torch.randn(1, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     results = []
@@ -341,18 +301,6 @@ def test_ancestral_sampling_reaches_the_law():
         errors.append((law @ logp.exp() - PI).abs().sum().item() / 2)
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.005
-
-
-class ExactTokens:
-    """The exact denoiser of independent tokens of law PI."""
-
-    facts = processes.Facts(posterior="full", time_conditioned=True)
-
-    def __init__(self, process) -> None:
-        self.process = process
-
-    def __call__(self, z: Tensor, t: Tensor, cond: object = None) -> Tensor:
-        return posterior_tokens(self.process, z, t, PI)
 
 
 @functools.cache

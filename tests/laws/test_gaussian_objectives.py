@@ -14,7 +14,7 @@ from torch.distributions import Normal
 
 from redraft import objectives, processes
 from redraft.models import Transformer, TransformerConfig
-from redraft.objectives import vectors
+from redraft.models.vectors import ask
 from redraft.processes import Facts, Gaussian, codebooks
 from redraft.processes.gaussian import PREDICTIONS
 from redraft.processes.time import draw
@@ -334,8 +334,8 @@ def test_plaids_schedule_follows_the_square_and_all_else_the_loss(holes):
     t, weight = process.times(u)
     gamma, d_gamma = process.gamma(t)
     z = process.noised(process.codebook[batch["ids"]], gamma, seeded())
-    said = vectors.ask(denoiser, process, z, t, {"gamma": gamma})
-    diffusion = process.vlb(process.error(said.x, batch["ids"]), gamma, d_gamma)
+    said = ask(denoiser, process, z, t, {"gamma": gamma})
+    diffusion = process.vlb(((process.codebook[batch["ids"]] - said.x) ** 2).sum(-1), gamma, d_gamma)
     row = (diffusion * valid).sum(1) / valid.sum(1)
     squares = (weight * (t > 0) * row**2 / math.log(V))[:, None].expand(-1, L)[valid]
     start = -8 * said.logp.gather(-1, batch["ids"][..., None])[..., 0]

@@ -98,7 +98,7 @@ TABLE = [
 
 @pytest.mark.parametrize(("name", "options", "measured", "bounds"), TABLE, ids=lambda value: str(value))
 def test_14_only_what_is_told_infills_exactly(name, options, measured, bounds):
-    """The table above with fewer texts and steps (8 among tokens, where told is exact in any; 24 among vectors)."""
+    """18.13: the table, with fewer texts and steps (8 among tokens, where told is exact in any; 24 among vectors)."""
     process = PROCESSES[name]()
     found = error(process, 0, steps=24 if process.vectors else 8, **options)
     assert bounds[0] <= found <= bounds[1], found
@@ -374,3 +374,21 @@ def test_what_cannot_be_trained_beside_given_text_is_refused():
     objectives.check("udlm", uniform, Facts(time_conditioned=True), 0.5)
     with pytest.raises(ValueError, match=r"given=1\.0"):
         with_given(objectives.get("udlm"), 1.0)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "churn:order=1", "churn"])
+def test_clean_vectors_are_clean_inside_a_step(sampler):
+    """Samplers that ask twice, or at a raised level, ask about alpha_t x at the given positions every time; 1e-12."""
+    process = gaussian()
+    seen: list[float] = []
+
+    def ask(z, t, cond=None):
+        seen.append((z[:, 0] - unnoised(process, canvas[None, :1], t)[:, 0]).abs().max().item())
+        return watching(z, t, cond)
+
+    watching, canvas = Watching(process), torch.tensor([1, 0])
+    ask.facts = watching.facts
+    frozen = torch.tensor([True, False])
+    sampling.sample(process, ask, canvas=canvas, frozen=frozen, num=2, steps=3, sampler=sampler, given="clean")
+    assert len(seen) >= 4
+    assert max(seen) < 1e-12

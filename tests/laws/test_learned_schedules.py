@@ -1,6 +1,6 @@
 """Learned schedules of gamma against the exact denoiser of one token, whose expectations are quadratures.
 
-The toy is that of ``test_gaussian``, 3 tokens on a line; CE(gamma) and the bound's integrand m(gamma) = d CE / d gamma
+The toy is that of ``line``, 3 tokens on a line; CE(gamma) and the bound's integrand m(gamma) = d CE / d gamma
 are trapezoid sums over the noise, differentiable in gamma, so that training here has no noise but that of t.
 """
 
@@ -21,7 +21,7 @@ from redraft.randomness import derive
 from redraft.schedules import GammaSchedule
 from redraft.schedules.learned import BINS, FIT_WEIGHT, FLOOR, LEARNED, PACE
 
-from .test_gaussian import CODES, PI, cross_entropy, noisy_tokens, posterior_tokens
+from .line import CODES, PI, cross_entropy, noisy_tokens, posterior_tokens
 
 NAMES = ["adaptive", "gumbel", "plaid"]
 WARPED = ["adaptive", "gumbel"]

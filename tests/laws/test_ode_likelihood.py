@@ -22,7 +22,7 @@ from redraft.randomness import row_generators
 from redraft.schedules import GammaSchedule
 
 from .chain import Chain, ExactChain, noise
-from .test_gaussian import CODES, DENSITY, EPS, KINDS, PI, ExactTokens, H, posterior_tokens, sphere, toy
+from .line import CODES, DENSITY, EPS, KINDS, PI, ExactTokens, H, posterior_tokens, sphere, toy
 
 GOLDEN = 1.029677  # H + KL(q(z_1) || prior) of the toy, and its VLB
 

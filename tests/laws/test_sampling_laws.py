@@ -200,7 +200,7 @@ def test_confidence_one_token_a_step_follows_its_own_law():
 @pytest.mark.parametrize("sampler", ["ancestral", "confidence", "left_to_right", "euler", "remdm:eta=0.3", "gibbs"])
 @pytest.mark.parametrize("position", [0, 1])
 def test_infilling_one_masked_token_is_exact(sampler, position):
-    """With the other token frozen, the missing one follows its conditional, whatever the sampler and the steps."""
+    """18.13: the other token frozen, the missing one follows its conditional, whatever the sampler and the steps."""
     process, given = processes.masked(3), 1
     canvas = torch.tensor([given, given])
     frozen = torch.arange(2) != position

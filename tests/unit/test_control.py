@@ -8,6 +8,7 @@ import torch
 
 import redraft as rd
 from redraft import guidance
+from redraft.evaluation import ode
 from redraft.processes import Facts
 
 K, D, L = 7, 4, 5
@@ -152,6 +153,108 @@ def test_the_condition_and_the_guess_reach_the_denoiser():
         draw(process, one, cond={"labels": 3}, num=1)
         assert [set(cond) for cond in told] == [{"labels", "guess"}] * 5
         assert told[0]["guess"].abs().max() == 0 < told[1]["guess"].abs().max()
+
+
+@pytest.mark.parametrize("cond", [torch.tensor([0, 1, 2]), 0], ids=["tensor", "zero"])
+def test_a_condition_of_any_kind_reaches_a_denoiser_that_takes_it(cond):
+    process, heard = noise(), []
+
+    class Labelled:
+        facts = Facts(posterior="full")
+
+        def __call__(self, z, t, cond=None):
+            heard.append(cond)
+            return process.output_prior(z, t).log_softmax(-1)
+
+    given = torch.tensor([True] + [False] * (L - 1))
+    told = {"canvas": torch.zeros(L, dtype=torch.long), "frozen": given, "given": "told"}
+    for one in (*guided(Labelled(), process), rd.cfg(Labelled(), weight=1.0)):
+        for options in ({}, told):
+            draw(process, one, cond=cond, **options)
+    assert len(heard) == 30
+    assert all(one is cond for one in heard)
+
+
+@pytest.mark.parametrize("cond", [torch.tensor([0, 1, 2]), 0], ids=["tensor", "zero"])
+def test_only_a_mapping_can_carry_a_guess(cond):
+    process = noise()
+    model = network(process, self_conditioned=True)
+    for one in (model, *guided(model, process), rd.cfg(model, network(process, 1), weight=2.0)):
+        with pytest.raises(ValueError, match="mapping"):
+            draw(process, one, cond=cond)
+    z, t = process.prior((3, L), torch.Generator().manual_seed(0)), torch.full((3,), 0.5)
+    mixed = rd.cfg(network(process), model, weight=2.0, null=cond)
+    with pytest.raises(ValueError, match="mapping"):
+        mixed(z, t, {"guess": torch.zeros_like(z)})
+
+
+def test_a_weight_of_each_row_where_tokens_have_times_of_their_own():
+    """A function of t is given (B,), each row's latest time, also where given tokens stand at a time of their own."""
+    process = noise()
+    model = network(process)
+    for rows, length in ((3, 3), (3, 4)):
+        z = process.prior((rows, length), torch.Generator().manual_seed(0))
+        latest = torch.tensor([0.2, 0.5, 0.9])
+        t = latest[:, None].repeat(1, length)
+        t[:, 0] = 0.0
+        asked = []
+
+        def weight(t, asked=asked):
+            asked.append(t)
+            return 3 * t
+
+        for one, row_of in (
+            (guided(model, process, weight), None),
+            *((guided(model, process, 3 * u), i) for i, u in enumerate(latest.tolist())),
+        ):
+            if row_of is None:
+                whole = [part(z, t, vectors=True) for part in one]
+            else:
+                for found, part in zip(whole, one, strict=True):
+                    torch.testing.assert_close(found[row_of], part(z, t, vectors=True)[row_of])
+        assert all(torch.equal(one, latest) for one in asked)
+    draw(process, guided(model, process, weight)[0], prompt=[1, 2], length=1, given="told")
+
+
+def test_a_second_derivative_passes_a_network():
+    """Attention on its fast path has none: it is asked the plain way where the guided answer is differentiated."""
+    process = noise()
+    model = network(process)
+    classifier = guidance.NoisyClassifier(process, 3)
+    for weight in classifier.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    z, t = process.prior((2, L), torch.Generator().manual_seed(0)), torch.full((2,), 0.5)
+    by_classifier = rd.gradient_guided(model, process, guidance.log_likelihood(classifier, 1))
+    for one in (by_classifier, rd.token_guided(model, process, guidance.token_at(0, 1))):
+        at, direction = z.clone().requires_grad_(), torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+        answer = one(at, t, vectors=True)
+        torch.testing.assert_close(answer.detach(), one(z, t, vectors=True), rtol=1e-4, atol=1e-5)
+        weights = torch.randn(z.shape, generator=torch.Generator().manual_seed(2))
+        (found,) = torch.autograd.grad((answer * weights).sum(), at)
+        ahead, behind = ((one(z + h * direction, t, vectors=True) * weights).sum() for h in (1e-2, -1e-2))
+        assert (found * direction).sum().item() == pytest.approx(((ahead - behind) / 2e-2).item(), rel=2e-2, abs=1e-2)
+        bound = ode.bound(one, process, {"ids": torch.zeros(2, L, dtype=torch.long)}, z, steps=1)
+        assert torch.isfinite(bound).all()
+    draw(process, by_classifier, sampler=guidance.plug_and_play(guidance.ends_at(process, 3, 4), until=0.9))
+
+
+def test_inference_mode_allows_no_gradient_and_says_so():
+    process = noise()
+    model = network(process)
+    z, t = process.prior((2, L), torch.Generator().manual_seed(0)), torch.full((2,), 0.5)
+    control = guidance.plug_and_play(guidance.unlikely(wants(2, process)))
+    batch = {"ids": torch.zeros(2, L, dtype=torch.long)}
+    asking = [
+        *(lambda one=one: one(z, t, vectors=True) for one in guided(model, process)),
+        lambda: draw(process, model, sampler=control),
+        lambda: ode.bound(model, process, batch, z, steps=1),
+        lambda: guidance.first_order_gain(lambda rows, t: rows.sum((1, 2)), torch.zeros(2, L, dtype=torch.long), t, K),
+    ]
+    for ask in asking:
+        with torch.inference_mode(), pytest.raises(ValueError, match=r"inference_mode.*torch\.no_grad"):
+            ask()
+    with torch.inference_mode():  # where no gradient is asked, there is nothing to refuse
+        draw(process, guided(model, process, 0.0)[0])
 
 
 def test_guidance_nests_around_tokens():
@@ -356,6 +459,19 @@ def test_mistakes_of_plug_and_play_are_named():
             guidance.plug_and_play(control, **options)
     with pytest.raises(ValueError, match=f"from 0 to {K - 1}"):
         guidance.ends_at(process, 3, K)
+    for position in (L, -L - 1):
+        with pytest.raises(ValueError, match=f"position {position} of texts of {L}"):
+            draw(process, network(process), sampler=guidance.plug_and_play(guidance.ends_at(process, position, 4)))
+    for learned in (False, True):  # of a learned codebook something still has a gradient: the codebook
+        process.table.requires_grad_(learned)
+        with pytest.raises(ValueError, match="temperature=0"):
+            draw(
+                process,
+                network(process),
+                temperature=0.0,
+                sampler=guidance.plug_and_play(guidance.ends_at(process, 3, 4)),
+            )
+    draw(process, network(process), temperature=0.0, sampler=guidance.plug_and_play(control))
     masked = rd.masked(K)
     torch.manual_seed(0)
     model = rd.Transformer(rd.TransformerConfig(process=masked.to_dict(), depth=1))
@@ -428,6 +544,14 @@ def test_training_is_repeatable_and_touches_nothing_else():
     again.load_state_dict(stored)
     z, t = process.prior((3, L), torch.Generator().manual_seed(0)), torch.full((3,), 0.5)
     assert torch.equal(again(z, t), first(z, t))
+
+
+def test_training_of_nothing_is_refused():
+    process = noise()
+    ids, count, _ = labelled(10)
+    for options in ({"steps": 0}, {"batch": 0}):
+        with pytest.raises(ValueError, match="{}=0".format(*options)):
+            guidance.train_classifier(process, ids, count, **options)
 
 
 def test_noise_of_training_depends_on_seed_and_step_and_row(monkeypatch):

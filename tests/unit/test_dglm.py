@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from copy import copy
 from dataclasses import replace
 
@@ -11,9 +12,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import redraft as rd
+from redraft import recipes
 from redraft.cli import app
 from redraft.data import build_tokenizer
+from redraft.dglm import commands
 from redraft.dglm import config as configs
+from redraft.dglm import model as dglm_model
 from redraft.dglm.config import PairsConfig, VerbaliserConfig
 from redraft.dglm.encoder import Encoder, Standard
 from redraft.dglm.pairs import Pair, cut, read_pairs
@@ -276,6 +280,23 @@ def test_verbaliser_options_act(folders):
     assert losses["noisy"][0] != losses["plain"][0]
 
 
+def test_a_decoders_own_settings_are_neither_read_nor_changed(folders, verbaliser, tmp_path):
+    """Else a released one's penalties would write, and what is saved would depend on what was asked before."""
+    x = torch.randn(4, 8, generator=generator(0))
+    plain = written(verbaliser, x, temperature=1.0)
+    own = Verbaliser.load(str(folders / "gpt2"), 8, small())
+    own.load_state_dict(verbaliser.state_dict())
+    own.decoder.generation_config.repetition_penalty = 50.0
+    own.save(tmp_path / "before")
+    assert written(own.eval(), x, temperature=1.0) == plain
+    own.save(tmp_path / "after")
+    before, after = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("before", "after")
+    )
+    assert b"50.0" in before["generation_config.json"]
+    assert before == after
+
+
 def test_the_decoder_has_so_many_positions(folders, verbaliser):
     with pytest.raises(ValueError, match=r"2 soft tokens, 4 of the prefix and 43 to write are 49.*48 positions"):
         Verbaliser.load(str(folders / "gpt2"), 3, VerbaliserConfig(soft_tokens=2, prefix=4, length=43))
@@ -307,6 +328,25 @@ def test_rows_depend_on_their_own_seed_and_prompt_only(model):
         torch.testing.assert_close(alone.vectors[0], together.vectors[row], rtol=1e-4, atol=1e-4)
     assert (together.vectors[0] - together.vectors[1]).abs().max() > 1e-2
     assert [text.startswith(prompt) for text, prompt in zip(together.texts, prompts, strict=True)] == [True] * 4
+
+
+def test_words_and_vectors_are_drawn_apart(model, monkeypatch):
+    """Else the noise that a vector is read through would be the noise it was proposed from."""
+    seen = []
+    propose, write = dglm_model.propose, Verbaliser.write
+
+    def proposing(process, denoiser, shape, draws, *rest):
+        seen.extend(one.initial_seed() for one in draws)
+        return propose(process, denoiser, shape, draws, *rest)
+
+    def writing(self, x, prefix, length, draws, *rest):
+        seen.extend(one.initial_seed() for one in draws)
+        return write(self, x, prefix, length, draws, *rest)
+
+    monkeypatch.setattr(dglm_model, "propose", proposing)
+    monkeypatch.setattr(Verbaliser, "write", writing)
+    model.generate("the", 2)
+    assert len(seen) == len(set(seen)) == 4
 
 
 def test_attribute_moves_the_proposal(model):
@@ -386,7 +426,10 @@ def test_options_act(model):
         ({"seeds": [1, 2]}, "2 seeds for 1 rows"),
         ({"sampler": "ancestrel"}, "did you mean 'ancestral'"),
         ({"sampler": "confidence"}, "unmasks tokens"),
-        ({"attribute": "pets", "strength": -1.0}, "weight=-1"),
+        ({"attribute": "pets", "strength": -1.0}, "strength=-1"),
+        ({"strength": -3.0}, "strength=-3"),
+        ({"strength": 7.0}, r"strength=7.0 without an attribute"),
+        ({"weight": float("nan")}, "weight=nan"),
         ({"top_p": 0.0}, "top_p=0"),
     ],
 )
@@ -420,6 +463,56 @@ def test_half_a_folder_is_no_model(model, tmp_path, monkeypatch):
     (folder / "config.json").write_text('{"model_type": "redraft"}')
     with pytest.raises(ValueError, match="'redraft' is not 'redraft-dglm'"):
         rd.DGLM.load(folder)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_missing_part_is_not_looked_for_elsewhere(model, tmp_path, monkeypatch, part):
+    """``mydglm/encoder`` would be a Hub id, of a stranger's."""
+    monkeypatch.chdir(tmp_path)
+    model.save("mydglm")
+    shutil.rmtree(tmp_path / "mydglm" / part)
+    with pytest.raises(ValueError, match=rf"mydglm: no folder '{part}' in it"):
+        rd.DGLM.load("mydglm")
+
+
+def test_a_saved_model_is_read_without_the_hub(model, tmp_path, monkeypatch):
+    """Also where a file in it names another model, as that of an adapter does."""
+    import transformers
+
+    model.save(tmp_path)
+    asked = {}
+
+    def watch(name):
+        auto = getattr(transformers, name)
+        read = auto.from_pretrained
+
+        def reading(*args, **options):
+            asked.setdefault(name, options.get("local_files_only"))
+            return read(*args, **options)
+
+        monkeypatch.setattr(auto, "from_pretrained", reading)
+
+    names = ["AutoConfig", "AutoTokenizer", "AutoModelForTextEncoding", "AutoModelForCausalLM"]
+    for name in names:
+        watch(name)
+    rd.DGLM.load(tmp_path)
+    assert asked == dict.fromkeys(names, True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("config", {"proposer": {"widht": 3}}, r"unknown field 'proposer\.widht'; did you mean 'proposer\.width'"),
+        ("config", [], "damaged, AttributeError"),
+        ("labels", 3, "damaged, TypeError"),
+    ],
+)
+def test_a_damaged_config_is_refused(model, tmp_path, key, value, message):
+    model.save(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**stored, key: value}))
+    with pytest.raises(ValueError, match=message):
+        rd.DGLM.load(tmp_path)
 
 
 def test_divergence_stops_the_run(tmp_path):
@@ -486,19 +579,20 @@ def test_recipes():
     for name, recipe in configs.RECIPES.items():
         made = recipe()
         assert made.recipe == name
-        assert configs.from_dict(json.loads(json.dumps(configs.to_dict(made)))) == made
+        assert recipes.from_dict(json.loads(json.dumps(recipes.to_dict(made))), configs.DGLMConfig) == made
     paper = configs.dglm_paper()
     assert (paper.proposer.predicts, paper.proposer.weighting, paper.proposer.drop) == ("v", "sigmoid", 0.1)
     assert (paper.proposer.gamma_min, paper.proposer.gamma_max) == (-15, 15)
     assert (paper.verbaliser.soft_tokens, paper.verbaliser.noise) == (8, 0.05)
     assert (paper.sample.scale, paper.sample.top_p) == (3.0, 0.9)
     assert 50 <= paper.sample.steps <= 250
-    changed = configs.override(paper, {"train.proposer.lr": "3e-4", "data.max_documents": "none"})
-    assert changed.train.proposer.lr == 3e-4
+    shorter = replace(paper, data=replace(paper.data, max_documents=3))
+    changed = recipes.override(shorter, {"train.proposer.lr": "3e-4", "data.max_documents": "none"})
+    assert (changed.train.proposer.lr, changed.data.max_documents) == (3e-4, None)
     with pytest.raises(ValueError, match=r"unknown field 'proposer\.widht'; did you mean 'proposer\.width'"):
-        configs.override(paper, {"proposer.widht": 3})
+        recipes.override(paper, {"proposer.widht": 3})
     with pytest.raises(ValueError, match=r"proposer\.width='x'"):
-        configs.override(paper, {"proposer.width": "x"})
+        recipes.override(paper, {"proposer.width": "x"})
     with pytest.raises(ValueError, match="unknown DGLM recipe 'dglm_toi'; did you mean 'dglm_toy'"):
         configs.get("dglm_toi")
 
@@ -530,3 +624,14 @@ def test_commands(tmp_path):
     assert wrong.exit_code == 2
     assert "did you mean '--proposer.width'" in wrong.stderr
     assert "redraft list dglm" in wrong.stderr
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_text_cannot_steer_the_terminal(monkeypatch, capsys, terminal):
+    text = "a\x07b\n\tc"
+    made = dglm_model.Written([text], [text], torch.zeros(1, 2), [0], 3)
+    monkeypatch.setattr(rd.DGLM, "load", lambda *args: rd.DGLM)
+    monkeypatch.setattr(rd.DGLM, "generate", lambda *args, **options: made)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    commands.generate("kept")
+    assert capsys.readouterr().out == ("a␇b\n\tc\n" if terminal else text + "\n")

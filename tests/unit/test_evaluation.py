@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from redraft import processes
 from redraft.cli import app
 from redraft.data import Packed, build_tokenizer
-from redraft.evaluation import distinct_n, likelihood, unigram_entropy
+from redraft.evaluation import distinct_n, estimators, likelihood, unigram_entropy
 from redraft.lm import LM
 from redraft.models import Transformer, TransformerConfig
 from redraft.processes import Facts
@@ -193,6 +194,22 @@ def test_ode_options_change_the_outcome():
     for options, said in (({"ode_steps": 0}, "ode_steps=0"), ({"ode_probes": -1}, "ode_probes=-1")):
         with pytest.raises(ValueError, match=said):
             found(**options)
+
+
+@pytest.mark.parametrize("score", [partial(estimators.over_flow, steps=1, probes=1), estimators.over_levels])
+def test_times_are_where_the_ids_are(score, monkeypatch):
+    """Also where u, drawn on the CPU, is not."""
+    process, seen = three_vectors(), []
+
+    def spy(x0, t, *others):
+        seen.append(t.device.type)
+        raise InterruptedError
+
+    monkeypatch.setattr(process, "corrupt", spy)
+    monkeypatch.setattr(process, "levels", lambda u: spy(None, u))
+    with pytest.raises(InterruptedError):
+        score(Steady(P), process, {"ids": torch.zeros(2, 4, dtype=torch.long, device="meta")}, torch.rand(2), None)
+    assert seen == ["meta"]
 
 
 def test_a_denoiser_that_lets_no_gradient_through_has_no_ode():

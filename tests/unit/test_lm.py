@@ -222,3 +222,21 @@ def test_a_tokenizer_of_another_size_is_refused(lm, tmp_path):
     build_tokenizer("bytes").save(tmp_path)
     with pytest.raises(ValueError, match="257 tokens, the model 13"):
         runs.load(tmp_path)
+
+
+def test_strength_belongs_to_edit(lm):
+    with pytest.raises(ValueError, match=r"strength=0\.5.*use edit"):
+        lm.generate("our", length=2, strength=0.5)
+    with pytest.raises(ValueError, match=r"strength=0\.0.*use edit"):
+        lm.infill("our [MASK:2]", strength=0.0)
+
+
+def test_options_are_checked_where_nothing_is_to_be_drawn(lm):
+    """One window, an empty prompt, a strength of 0: a mistake is one there too."""
+    for options, words in ({"given": "bogus"}, "bogus"), ({"resample": -4}, "resample=-4"):
+        with pytest.raises(ValueError, match=words):
+            lm.generate("", stride=3, length=4, **options)
+    with pytest.raises(ValueError, match="temperature=-3"):
+        lm.edit("our cat", strength=0.0, temperature=-3)
+    with pytest.raises(ValueError, match="clock of its own"):
+        lm.edit("our cat", strength=0.5, sampler="remdm:strategy=loop")

@@ -13,8 +13,9 @@ def test_every_cell_is_a_recipe_or_one_change_of_it():
     for name in gaussian.names():
         config = gaussian.config(name, BUDGET)
         preset = recipes.get(name.split()[0])
-        same = (config.objective, config.data, config.train.optimizer, config.train.lr)
-        assert same == (preset.objective, preset.data, preset.train.optimizer, preset.train.lr)
+        same = (config.objective, config.data.source, config.train.optimizer, config.train.lr)
+        assert same == (preset.objective, preset.data.source, preset.train.optimizer, preset.train.lr)
+        assert config.data.tokenizer == ("toy" if name.startswith("toy_") else "chars")
         changed = config.process != preset.process or config.model != preset.model
         assert changed == (name in gaussian_claims.ABLATIONS), name
 
