@@ -20,7 +20,7 @@ from redraft.lm import LM
 from redraft.models import Transformer, TransformerConfig, folder
 from redraft.models.embeddings import token_embedding
 from redraft.processes import Process
-from redraft.processes.codebooks import bits, unit_vectors
+from redraft.processes.codebooks import bits, filled, unit_vectors
 from redraft.processes.d3pm import NEIGHBOURS, USUAL, nearest, spelling
 from redraft.processes.per_token import frequency_scores, usual_exponents
 from redraft.randomness import Device, derive, generator
@@ -188,9 +188,9 @@ def build(config: Config, tokenizer: Tokenizer, rows: Packed | None = None) -> t
         torch.manual_seed(derive(config.train.seed, _WEIGHTS))
         model = Transformer(shape, tensors)
     if config.model.init is not None:
-        _start_from(model, config.model.init)
+        folder.start_from(model, config.model.init)
     process = model.process  # the model's own, so that what is learned of it is learned in the model
-    objectives.check(config.objective, process, model.facts, config.loss.given)
+    objectives.check(config.objective, process, model.facts, config.loss.given, config.loss.self_condition)
     return process, model
 
 
@@ -255,9 +255,9 @@ def _codebook(noise: ProcessConfig, tokenizer: Tokenizer, seed: int) -> Tensor:
     if noise.dim not in (ProcessConfig().dim, table.shape[1]):
         raise ValueError(
             f"process.dim={noise.dim} with process.codebook={noise.codebook!r}, whose rows have {table.shape[1]}: "
-            "leave process.dim out"
+            f"set process.dim={table.shape[1]}"
         )
-    return table
+    return filled(table, generator(seed, _CODEBOOK)) if noise.normalise else table
 
 
 def _d3pm(noise: ProcessConfig, tokenizer: Tokenizer) -> tuple[dict[str, Any], Tensors]:
@@ -278,27 +278,6 @@ def _counts(K: int, rows: Packed | None) -> Tensor:
         raise ValueError("a spindle process is made from token counts: pass the training rows")
     ids = rows.ids if rows.valid is None else rows.ids[rows.valid]
     return torch.bincount(torch.as_tensor(ids, dtype=torch.long).flatten(), minlength=K)
-
-
-def _start_from(model: Transformer, path: str) -> None:
-    """Give ``model`` the weights of the model in a folder. Errors: ``ValueError`` naming what differs in shape."""
-    stored, _ = folder.load(path)
-    weights, own = stored.state_dict(), model.state_dict()
-    # the mask rates a block model is trained at are a choice, not a weight: kept by those that have one
-    if "noise_range" in own:
-        weights.setdefault("noise_range", own["noise_range"])
-    else:
-        weights.pop("noise_range", None)
-    there, here = ({name: tuple(one.shape) for name, one in state.items()} for state in (weights, own))
-    if there != here:
-        names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-        theirs, ours = stored.config.to_dict(), model.config.to_dict()
-        facts = [f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]]
-        raise ValueError(
-            f"model.init={path}: {names[0]} has shape {there.get(names[0])} there and {here.get(names[0])} here "
-            f"({len(names)} weights differ: {'; '.join(facts)})"
-        )
-    model.load_state_dict(weights)
 
 
 def _validation(config: Config, held_out: Packed | None) -> Callable[[int, nn.Module], dict[str, float]] | None:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from redraft.data import Tokenizer
-from redraft.models.folder import WEIGHTS, missing
+from redraft.models.folder import CONFIG, WEIGHTS, is_ours, missing, read_config
 
 INDEX = WEIGHTS + ".index.json"
 NAMES = (
@@ -28,7 +29,7 @@ def token_embedding(folder: str | Path, tokenizer: Tokenizer) -> Tensor:
     """The token embedding of the model in ``folder``, one row per clean token, (K, D) float32, of mean row norm 1.
 
     The row of a [MASK] after the last token is left out. Which tokens the rows belong to a file does not say: their
-    number must be the tokenizer's.
+    number must be the tokenizer's. The codebook of a model of ours that normalises its rows is given as that reads it.
 
     Errors: ``ValueError`` for a folder without safetensors, a damaged file, no tensor of a known name, a number of
     rows that is not the tokenizer's, rows that are no numbers or all zero.
@@ -44,10 +45,20 @@ def token_embedding(folder: str | Path, tokenizer: Tokenizer) -> Tensor:
             "one row per token is needed: set data.tokenizer to the one that model was trained with"
         )
     table = table[:K].float()
+    if name.split(".")[-1] == "codebook" and _normalised(folder):
+        table = F.normalize(table, dim=-1)
     size = table.norm(dim=-1).mean()
     if not (size.isfinite() and size > 0):
         raise ValueError(f"process.codebook={str(folder)!r}: rows of {name} have mean norm {size.item()}; take another")
     return (table / size).contiguous()
+
+
+def _normalised(folder: Path) -> bool:
+    """Whether the model in ``folder`` is one of ours that divides its codebook's rows by their norms."""
+    if not (folder / CONFIG).is_file():
+        return False
+    stored = read_config(folder)
+    return is_ours(stored) and bool(stored["transformer"]["process"].get("normalise"))
 
 
 def _files(folder: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ beside and renamed, config.json last: a folder with a config.json is whole. Noth
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor
 from redraft.data import Tokenizer
 from redraft.files import write, write_text
 from redraft.models.transformer import Transformer, TransformerConfig
+from redraft.processes import Gaussian
+from redraft.schedules import gamma_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE, ARCHITECTURE = "redraft", "RedraftForMaskedLM"
@@ -100,6 +103,57 @@ def put_weights(model: torch.nn.Module, folder: Path, stored_as: Callable[[str],
     path, names = folder / WEIGHTS, [stored_as(name) for name, _ in model.named_parameters()]
     _check_precision(path, {name: tensors[name] for name in names})
     model.load_state_dict({expected[key][0]: value for key, value in tensors.items()}, strict=True, assign=True)
+
+
+def start_from(model: Transformer, path: str) -> None:
+    """Give ``model`` the weights of the one in the folder ``path``, its process's tensors among them.
+
+    Errors: ``ValueError`` naming what differs in shape, or a fact of a Gaussian process that decides what weights mean.
+    """
+    stored, about = load(path)
+    weights, own = stored.state_dict(), model.state_dict()
+    # the mask rates a block model is trained at are a choice, not a weight: kept by those that have one
+    if "noise_range" in own:
+        weights.setdefault("noise_range", own["noise_range"])
+    else:
+        weights.pop("noise_range", None)
+    there, here = ({name: tuple(one.shape) for name, one in state.items()} for state in (weights, own))
+    if there != here:
+        names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+        theirs, ours = stored.config.to_dict(), model.config.to_dict()
+        facts = [f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]]
+        raise ValueError(
+            f"model.init={path}: {names[0]} has shape {there.get(names[0])} there and {here.get(names[0])} here "
+            f"({len(names)} weights differ: {'; '.join(facts)})"
+        )
+    if isinstance(stored.process, Gaussian) and isinstance(model.process, Gaussian):
+        _same_vectors(path, stored.process, model.process, about)
+    model.load_state_dict(weights)
+
+
+def _same_vectors(path: str, theirs: Gaussian, ours: Gaussian, about: Mapping[str, Any]) -> None:
+    """Refuse facts that do not go with the codebook and the schedule of the model in ``path``."""
+    pairs = {name: (getattr(theirs, name), getattr(ours, name)) for name in ("normalise", "power")}
+    if gamma_tensors(theirs.schedule.to_dict()):  # what it has learned counts from its ends
+        ends = "gamma_min", "gamma_max"
+        pairs |= {end: (getattr(theirs.schedule, end), getattr(ours.schedule, end)) for end in ends}
+    for name, (there, here) in pairs.items():
+        # random unit rows of two seeds have the same power up to rounding
+        if math.isclose(there, here, rel_tol=1e-5):
+            continue
+        fix = f"process.{name}={_short(there)}"
+        if name == "power":  # measured on the codebook that training started with
+            codebook = about.get("recipe", {}).get("process", {}).get("codebook")
+            fix = "process.codebook to what that model had" if codebook is None else f"process.codebook={codebook!r}"
+        raise ValueError(
+            f"model.init={path}: {name} of its process is {_short(there)} there and {_short(here)} here, "
+            f"and its weights were trained by that: set {fix}"
+        )
+
+
+def _short(value: float) -> str:
+    """As the command line takes it."""
+    return json.dumps(value) if isinstance(value, bool) else f"{value:.6g}"
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -119,6 +119,11 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     @property
+    def undecayed(self) -> frozenset[str]:
+        """Names of parameters that are the process's, which weight decay would pull to another process."""
+        return frozenset(kept.name for kept in self._kept if kept.learned)
+
+    @property
     def process(self) -> Process:
         """The process this model was built for, which reads what it needs among the model's own tensors."""
         tensors: dict[str, Tensor] = {kept.name: getattr(self, kept.name) for kept in self._kept}

@@ -111,10 +111,21 @@ def at(objective: Objective, progress: float) -> Objective:
     return scheduled
 
 
-def check(objective: str, process: Process, facts: Facts, given: float | None = None) -> None:
+def check(
+    objective: str,
+    process: Process,
+    facts: Facts,
+    given: float | None = None,
+    self_condition: float | None = None,
+) -> None:
     """Refuse, before any step, combinations that cannot train: ``ValueError``."""
     if given is not None:
         check_given(process, objective)
+    if self_condition is not None and not facts.self_conditioned:
+        raise ValueError(
+            f"loss.self_condition={self_condition} with a model that is told no guess of its own: "
+            "set model.self_conditioned=True, or leave it out"
+        )
     fits = spec(objective)
     if fits.processes and process.name not in fits.processes:
         raise ValueError(
@@ -141,6 +152,10 @@ def check(objective: str, process: Process, facts: Facts, given: float | None = 
         raise ValueError(f"a {process.name} process needs the time: set model.time_conditioned=True")
 
 
+_COLLAPSE, _BLOW_UP = ("analog_bits",), ("cdcd", "langflow", "cross_entropy")
+"""Objectives that pull a learned codebook's rows together, and those that push them apart unless normalised."""
+
+
 def _check_vectors(objective: str, process: Gaussian, facts: Facts) -> None:
     """Refuse a head that does not say what the objective is about, and a schedule that nothing would train."""
     fits, schedule = spec(objective), process.schedule.name
@@ -153,6 +168,16 @@ def _check_vectors(objective: str, process: Gaussian, facts: Facts) -> None:
         raise ValueError(
             f"objective {objective!r} with a model that predicts vectors: it is about the tokens that a model names; "
             "set model.head=plain, or leave it out"
+        )
+    if process.learned and objective in _COLLAPSE:
+        raise ValueError(
+            f"objective {objective!r} with process.learn_codebook: vectors that are their own target fall together; "
+            "leave it out, or use objective diffusion_lm"
+        )
+    if process.learned and not process.normalise and objective in _BLOW_UP:
+        raise ValueError(
+            f"objective {objective!r} with a codebook that learns freely: cross-entropy falls as its rows grow, "
+            "without end; set process.normalise=true"
         )
     if gamma_tensors(process.schedule.to_dict()) and schedule not in fits.schedules:
         trained = [name for name, other in OBJECTIVES.items() if schedule in other.schedules]

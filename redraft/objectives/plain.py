@@ -18,10 +18,21 @@ from redraft.processes.base import log_prob_of
 from redraft.randomness import Generators
 
 
-def nelbo(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators = None) -> Loss:
-    """The negative evidence lower bound itself, for every process (see ``Process.nelbo``); nats per token."""
+def nelbo(
+    denoiser: Denoiser,
+    process: Process,
+    batch: Batch,
+    u: Tensor,
+    generator: Generators = None,
+    *,
+    self_condition: float = 0.5,
+) -> Loss:
+    """The negative evidence lower bound itself, for every process (see ``Process.nelbo``); nats per token.
+
+    ``self_condition``: see ``objectives.gaussian``.
+    """
     if isinstance(process, Gaussian):
-        drawn = draw(denoiser, process, batch["ids"], u, generator)
+        drawn = draw(denoiser, process, batch["ids"], u, generator, self_condition)
         parts = bound_parts(process, answer(denoiser, process, batch, drawn), drawn)
         return Loss(total(parts), total(parts).detach(), parts)
     z, t, weight = corrupt(process, batch["ids"], u, generator)
@@ -33,14 +44,23 @@ def nelbo(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generat
     return Loss(value, value.detach())
 
 
-def cross_entropy(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators = None) -> Loss:
+def cross_entropy(
+    denoiser: Denoiser,
+    process: Process,
+    batch: Batch,
+    u: Tensor,
+    generator: Generators = None,
+    *,
+    self_condition: float = 0.5,
+) -> Loss:
     """-log p(x0 | z) with weight 1 at every noised position: MaskGIT's loss on masks, CDCD's on embeddings.
 
     It teaches the full posterior, so for uniform and hybrid noise it acts on ``to_full`` of the cavity output; fed to
     the raw output it would pull the reverse kernel to another law. Not a bound, but the draw's NELBO is reported.
+    ``self_condition``: see ``objectives.gaussian``.
     """
     if isinstance(process, Gaussian):
-        drawn = draw(denoiser, process, batch["ids"], u, generator)
+        drawn = draw(denoiser, process, batch["ids"], u, generator, self_condition)
         said = answer(denoiser, process, batch, drawn)
         value = -log_prob_of(batch["ids"], said.logp)
         return Loss(value, total(bound_parts(process, said, drawn)).detach())

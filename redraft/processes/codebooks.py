@@ -6,12 +6,25 @@ from torch import Tensor
 
 from redraft.randomness import Generators, randn
 
+SHORTEST = 1e-6
+"""A row shorter than this share of the mean is none."""
+
 
 def unit_vectors(K: int, dim: int, generator: Generators = None) -> Tensor:
     """K random vectors of norm 1, (K, dim): at right angles to one another if there is room for that."""
     drawn = randn((K, dim), generator)
     rows = torch.linalg.qr(drawn.T).Q.T if dim >= K else F.normalize(drawn, dim=-1)
     return rows.float().contiguous()
+
+
+def filled(table: Tensor, generator: Generators = None) -> Tensor:
+    """``table`` (K, D) with a random vector of norm 1 for each row that has no direction, such as that of padding.
+
+    Rows that are read divided by their norms need one: the gradient of x / |x| grows as 1 / |x|.
+    """
+    empty = table.norm(dim=-1) < SHORTEST * table.norm(dim=-1).mean()
+    rows = unit_vectors(int(empty.sum()), table.shape[1], generator)
+    return table.index_put((empty,), rows.to(table))
 
 
 def bits(K: int) -> Tensor:

@@ -239,7 +239,8 @@ class Gaussian(Channel):
         u = u.double()
         at_zero = u < RECONSTRUCTION_SHARE
         t = ((u - RECONSTRUCTION_SHARE) / (1 - RECONSTRUCTION_SHARE)).clamp_min(0.0)
-        return t, torch.where(at_zero, 1 / RECONSTRUCTION_SHARE, 1 / (1 - RECONSTRUCTION_SHARE))
+        inside = torch.full_like(t, 1 / (1 - RECONSTRUCTION_SHARE))
+        return t, torch.where(at_zero, 1 / RECONSTRUCTION_SHARE, inside)
 
     def levels(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """``times`` with the noise level even over gamma instead of t: the same integral, from other draws.

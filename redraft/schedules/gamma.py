@@ -97,6 +97,7 @@ def _cosine(t: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     return _squeezed(power, t, low, high)
 
 
+FARTHEST_END = 30.0
 EDM_RHO = 7.0
 """Karras et al. 2022, eq. 5: the root of sigma that is evenly spaced."""
 FIXED: dict[str, Formula] = {"linear_gamma": _linear_gamma, "edm": _edm, "sqrt": _sqrt, "cosine": _cosine}
@@ -131,9 +132,12 @@ class GammaSchedule:
 
 
 def check_ends(gamma_min: float, gamma_max: float) -> None:
-    """Errors: ``ValueError`` unless both ends are finite and in order."""
-    if not -math.inf < gamma_min < gamma_max < math.inf:
-        raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}, both finite")
+    """Errors: ``ValueError`` unless both ends are in order and within ``FARTHEST_END``."""
+    if not -FARTHEST_END <= gamma_min < gamma_max <= FARTHEST_END:
+        raise ValueError(
+            f"gamma_min={gamma_min} must be below gamma_max={gamma_max}, both within {FARTHEST_END:g} of 0: beyond "
+            "that one of signal and noise is nothing in float64"
+        )
 
 
 def time_of(schedule: Gamma, gamma: Tensor) -> Tensor:

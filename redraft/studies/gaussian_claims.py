@@ -15,7 +15,7 @@ CLAIMS = (LEARNS, FEWER, HEUN, SELF, ADAPTS)
 
 _METHODS = ("cdcd", "langflow", "plaid", "diffusion_lm", "analog_bits")
 TOY = ("toy_masked", "toy_uniform", "toy_gaussian", *(f"toy_{name}" for name in _METHODS))
-TEXT = ("mdlm", "udlm", "gaussian", *_METHODS, "rectified_flow")
+TEXT = ("mdlm", "udlm", *_METHODS)
 ABLATIONS: dict[str, dict[str, Any]] = {
     "toy_cdcd alone": {"model.self_conditioned": False},
     "toy_cdcd linear_gamma": {"process.schedule": "linear_gamma"},

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from redraft.recipes import Config, to_dict
 from redraft.training.ema import Ema
 from redraft.training.parallel import World
 
@@ -147,11 +148,15 @@ def load(path: Path, manifest: Manifest, tensors: dict[str, Tensor], world: Worl
 
 
 def same_run(path: Path, manifest: Manifest, config: Mapping[str, Any], data: str) -> None:
-    """Refuse a checkpoint of another run: ``ValueError`` naming a field that decides the weights and differs."""
+    """Refuse a checkpoint of another run: ``ValueError`` naming a field that decides the weights and differs.
+
+    A field that the checkpoint does not know, being older than it, had its default.
+    """
+    stored = {**flatten(to_dict(Config())), **manifest.config}
     # a block model's validations choose the mask rates of the steps after them
     free = FREE - {"train.eval_every"} if config.get("objective") == "bd3lm" else FREE
     for name in sorted({*config, *manifest.config}):
-        kept, asked = manifest.config.get(name), config.get(name)
+        kept, asked = stored.get(name), config.get(name)
         if kept != asked and name not in free and not name.startswith("eval."):
             raise ValueError(
                 f"cannot resume {path} with {name}={asked!r}: it was trained with {name}={kept!r}, "

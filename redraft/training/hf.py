@@ -140,6 +140,12 @@ class DiffusionTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)  # pyright: ignore[reportArgumentType]
 
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Those that Trainer would decay, less what the denoiser names in ``undecayed``."""
+        undecayed: frozenset[str] = getattr(model.denoiser, "undecayed", frozenset())
+        found = super().get_decay_parameter_names(model)
+        return [name for name in found if name.removeprefix("denoiser.") not in undecayed]
+
     def compute_loss(
         self,
         model: nn.Module,

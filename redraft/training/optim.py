@@ -51,11 +51,14 @@ class Muon(torch.optim.Muon):
 def build(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW alone, or Muon for the matrices inside ``model.blocks`` and AdamW for the rest.
 
-    Weight decay acts on matrices only. AdamW keeps torch's betas (0.9, 0.999).
+    Weight decay acts on matrices only, and not on those that a model names in ``undecayed``. AdamW keeps torch's betas
+    (0.9, 0.999).
 
     Errors: ``ValueError`` for Muon on a model that has no ``blocks``.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    undecayed: frozenset[str] = getattr(model, "undecayed", frozenset())
+    kept: set[Tensor] = {p for name, p in model.named_parameters() if name in undecayed}
     inner: set[Tensor] = set()
     if config.optimizer == "muon":
         blocks = getattr(model, "blocks", None)
@@ -64,8 +67,8 @@ def build(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
         inner = {p for p in blocks.parameters() if p.ndim == 2 and p.requires_grad}
     rest = [p for p in parameters if p not in inner]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2 and p not in kept], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2 or p in kept], "weight_decay": 0.0},
     ]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, fused=True)

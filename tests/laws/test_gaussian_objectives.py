@@ -505,3 +505,37 @@ def test_unknown_options_are_refused():
 def test_what_goes_together_is_not(name, schedule, is_vectors):
     process = processes.gaussian(sphere(), "vp", schedule)
     objectives.check(name, process, Facts(posterior="full", time_conditioned=True, vectors=is_vectors))
+
+
+@pytest.mark.parametrize(
+    ("name", "normalise", "is_vectors", "said"),
+    [
+        ("analog_bits", True, True, "fall together.*diffusion_lm"),
+        ("cdcd", False, False, "learns freely.*process.normalise=true"),
+        ("langflow", False, False, "learns freely"),
+        ("cross_entropy", False, False, "learns freely"),
+    ],
+)
+def test_a_codebook_that_would_degenerate_is_refused(name, normalise, is_vectors, said):
+    facts = Facts(posterior="full", time_conditioned=True, vectors=is_vectors)
+    with pytest.raises(ValueError, match=said):
+        objectives.check(name, processes.gaussian(sphere(), learned=True, normalise=normalise), facts)
+    objectives.check(name, processes.gaussian(sphere(), normalise=normalise), facts)
+
+
+def test_self_conditioning_of_a_model_that_is_told_nothing_is_refused():
+    facts = Facts(posterior="full", time_conditioned=True)
+    with pytest.raises(ValueError, match=r"loss\.self_condition=0\.3.*model\.self_conditioned=True"):
+        objectives.check("nelbo", noise(), facts, self_condition=0.3)
+
+
+@pytest.mark.parametrize("name", ["nelbo", "cross_entropy"])
+def test_the_plain_objectives_teach_the_first_answer_too(name):
+    """Half the rows are asked once, told zeros, unless another share is asked for."""
+    model, ids, u, rows = model_for("cdcd"), Chain().sample(16), spread(16), list(range(16))
+    never, always, usual = (
+        evaluated(model, name, ids, u, rows, self_condition=share).value.detach() for share in (0.0, 1.0, None)
+    )
+    told = rand((16,), row_generators(9, rows=rows)) < 0.5
+    assert torch.equal((usual != never).any(1), told)
+    torch.testing.assert_close(usual[told], always[told], rtol=1e-10, atol=1e-10)

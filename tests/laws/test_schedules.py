@@ -247,3 +247,13 @@ def test_edm_spaces_the_seventh_root_of_sigma_evenly():
 def test_an_unknown_gamma_offers_the_nearest():
     with pytest.raises(ValueError, match=r"linear_gama.*did you mean 'linear_gamma'"):
         schedules.GammaSchedule("linear_gama")
+
+
+@pytest.mark.parametrize(("low", "high"), [(-40.0, 6.0), (-4.0, 800.0), (3.0, 3.0), (float("nan"), 1.0)])
+def test_ends_that_float64_cannot_tell_from_nothing_are_refused(low, high):
+    with pytest.raises(ValueError, match=r"gamma_min=.*both within 30 of 0"):
+        schedules.GammaSchedule("cosine", low, high)
+    for name in ("cosine", "sqrt", "edm", "linear_gamma"):
+        gamma, slope = schedules.GammaSchedule(name, -30.0, 30.0)(T)
+        assert gamma.isfinite().all()
+        assert slope.isfinite().all()

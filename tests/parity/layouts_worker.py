@@ -53,6 +53,10 @@ def main(out: Path) -> None:
         muon = small.train(out / "muon", parallel="fsdp", optimizer="muon")
         if here.main:
             torch.save(muon.weights, out / "muon" / "weights.pt")
+        for name in small.SCHEDULES:
+            learned = small.train_vectors(out / f"{name}_ddp", name)
+            if here.main:
+                torch.save(learned.weights, out / f"{name}_ddp" / "weights.pt")
         # one rank is asked to stop: all stop after the same step
 
         def interrupt(step, model):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from redraft import objectives, processes
+from redraft import objectives, processes, schedules
 from redraft.models.transformer import Transformer, TransformerConfig
 from redraft.recipes.config import Config, override
 from redraft.training import Hooks, Result, fit
@@ -53,6 +53,30 @@ def model() -> Transformer:
         for parameter in made.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     return made
+
+
+SCHEDULES = {"plaid": "plaid", "cdcd": "adaptive"}
+"""Of objectives over vectors that learn all there is to learn: what they learn their schedule by."""
+
+
+def vectors(objective: str) -> Transformer:
+    """A self-conditioned model over vectors whose codebook and schedule are learned, moved off its start likewise."""
+    stored = {"name": SCHEDULES[objective], "gamma_min": -4.0, "gamma_max": 4.0}
+    start = schedules.gamma_start(stored, 0)
+    table = torch.randn(K, 5, generator=torch.Generator().manual_seed(0))
+    noise = processes.gaussian(table, "vp", schedules.gamma(stored, start), learned=True, normalise=True)
+    torch.manual_seed(0)
+    config = TransformerConfig(noise.to_dict(), depth=1, time_conditioned=True, self_conditioned=True)
+    made = Transformer(config, {"codebook": table, **{f"schedule_{name}": one for name, one in start.items()}})
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return made
+
+
+def train_vectors(out: Path, name: str, **options) -> Result:
+    made, objective = vectors(name), objectives.get(name)
+    return fit(config(**options), made, made.process, objective, Rows(), out=out)
 
 
 def probe(step: int, model: Transformer) -> dict[str, float]:

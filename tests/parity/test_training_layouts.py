@@ -47,6 +47,27 @@ def test_weights_agree(runs):
         torch.testing.assert_close(torch.load(runs / name / "weights.pt"), single, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", small.SCHEDULES)
+def test_what_is_learned_of_a_process_agrees(runs, name, tmp_path):
+    """Codebook, schedule and network, with self-conditioned rows: one process, two parts, two processes."""
+    whole = small.train_vectors(tmp_path / "single", name)
+    parts = small.train_vectors(tmp_path / "parts", name, accumulate=2)
+    start = small.vectors(name).double().state_dict()
+    for key in (one for one in start if one == "codebook" or one.startswith("schedule_")):
+        assert (whole.weights[key] - start[key]).abs().max() > 1e-6
+    for out, weights in (
+        (tmp_path / "parts", parts.weights),
+        (runs / f"{name}_ddp", torch.load(runs / f"{name}_ddp" / "weights.pt")),
+    ):
+        torch.testing.assert_close(weights, whole.weights, rtol=0, atol=1e-9)
+        for key in ("loss", "bound", "norm"):
+            found, expected = (
+                torch.tensor([row[key] for row in small.metrics(one)]) for one in (out, tmp_path / "single")
+            )
+            assert len(found) == small.STEPS
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
 def test_average_is_saved_and_sharded_alike(runs, tmp_path):
     whole = small.train(tmp_path, ema=0.9).weights
     torch.testing.assert_close(torch.load(runs / "fsdp" / "weights.pt"), whole, rtol=0, atol=1e-9)

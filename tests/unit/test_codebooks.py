@@ -108,6 +108,18 @@ def test_ours_too_without_the_row_of_the_mask(tmp_path):
     torch.testing.assert_close(found, TABLE / TABLE.norm(dim=-1).mean())
 
 
+@pytest.mark.parametrize("normalise", [False, True])
+def test_our_own_codebook_is_taken_as_its_model_reads_it(normalise, tmp_path):
+    """What a learned table's norms came to be says nothing where the model divides by them."""
+    noise = processes.gaussian(TABLE, normalise=normalise)
+    model = Transformer(TransformerConfig(noise.to_dict(), depth=1), {"codebook": TABLE})
+    folder.save(tmp_path, model.config, model.state_dict())
+    size = TABLE.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(
+        embeddings.token_embedding(tmp_path, TOKENIZER), TABLE / (size if normalise else size.mean())
+    )
+
+
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
@@ -181,24 +193,48 @@ def test_a_recipe_names_its_codebook(pretrained):
     torch.testing.assert_close(process.codebook, TABLE / TABLE.norm(dim=-1).mean())
     process, _ = built(codebook=str(pretrained), normalise=True)
     torch.testing.assert_close(process.codebook, TABLE / TABLE.norm(dim=-1, keepdim=True))
-    process, model = built(learn_codebook=True, dim=5)
+    process, model = built(learn_codebook=True, normalise=True, dim=5)
     assert process.table is model.codebook
     assert (process.D, model.codebook.requires_grad) == (5, True)
 
 
+def test_rows_without_a_direction_are_given_one_where_rows_are_normalised(tmp_path):
+    """A padding row of zeros has none to read, and the gradient of its norm has no bound. The others stay."""
+    table = TABLE.clone()
+    table[[0, 4]] = 0.0
+    save_file({"wte.weight": table}, tmp_path / "model.safetensors")
+    options = {"codebook": str(tmp_path), "learn_codebook": True}
+    process, model = built(**options, normalise=True)
+    torch.testing.assert_close(process.codebook.norm(dim=-1), torch.ones(K))
+    torch.testing.assert_close(model.codebook[[0, 4]].norm(dim=-1), torch.ones(2))
+    full = [i for i in range(K) if i not in (0, 4)]
+    torch.testing.assert_close(process.codebook[full], TABLE[full] / TABLE[full].norm(dim=-1, keepdim=True))
+    process.codebook.sum().backward()
+    assert model.codebook.grad is not None
+    assert model.codebook.grad.norm(dim=-1).max() < 100
+    assert not torch.allclose(process.codebook[0], process.codebook[4])
+    assert torch.equal(built(**options, normalise=True)[1].codebook, model.codebook)
+    assert (
+        built(codebook=str(tmp_path))[0].codebook[[0, 4]] == 0
+    ).all()  # read as it stands, zero is a place like any other
+
+
 def test_a_width_that_is_not_the_codebooks_is_refused(pretrained):
     assert built(codebook="bits", dim=4)[0].D == 4
-    with pytest.raises(ValueError, match=r"process\.dim=5 with process\.codebook='bits', whose rows have 4"):
+    with pytest.raises(
+        ValueError, match=r"process\.dim=5 with process\.codebook='bits', whose rows have 4: set process\.dim=4$"
+    ):
         built(codebook="bits", dim=5)
-    with pytest.raises(ValueError, match=r"process\.dim=8 .*whose rows have 7: leave process\.dim out"):
+    with pytest.raises(ValueError, match=r"process\.dim=8 .*whose rows have 7: set process\.dim=7$"):
         built(codebook=str(pretrained), dim=8)
+    cdcd = recipes.override(recipes.get("cdcd"), {"process.codebook": str(pretrained)})  # it is the recipe that sets 32
+    with pytest.raises(ValueError, match=r"process\.dim=32 .*set process\.dim=7$"):
+        runs.build(cdcd, TOKENIZER)
+    assert runs.build(recipes.override(cdcd, {"process.dim": 7}), TOKENIZER)[0].D == 7
     with pytest.raises(ValueError, match="use random, bits or a model's folder"):
         built(codebook="bitts")
     with pytest.raises(ValueError, match=r"process\.codebook='bits' with a masked process"):
         runs.build(recipes.override(recipes.get("toy_masked"), {"process.codebook": "bits"}), TOKENIZER)
-
-
-CODEBOOKS = {"process.learn_codebook": True, "process.dim": 5}
 
 
 @pytest.mark.parametrize(
@@ -207,8 +243,8 @@ CODEBOOKS = {"process.learn_codebook": True, "process.dim": 5}
         ("toy_gaussian", {}, "process.codebook", "bits"),
         ("toy_gaussian", {}, "process.codebook", "pretrained"),
         ("toy_gaussian", {"process.codebook": "bits"}, "process.normalise", True),
-        ("toy_gaussian", {}, "process.learn_codebook", True),
-        ("toy_gaussian", CODEBOOKS, "process.normalise", True),
+        ("toy_gaussian", {"process.normalise": True, "process.dim": 5}, "process.learn_codebook", True),
+        ("toy_diffusion_lm", {}, "process.normalise", True),
         ("toy_cdcd", {}, "loss.self_condition", 0.0),
         ("toy_langflow", {}, "process.kind", "rf"),
         ("toy_plaid", {}, "loss.self_condition", 1.0),
@@ -229,12 +265,57 @@ def test_every_option_changes_the_outcome(recipe, base, option, value, pretraine
 
 def test_a_codebook_is_stored_with_its_model(pretrained, tmp_path):
     """Learned from where a pretrained one was, and read back without its folder."""
-    options = {**TINY, "process.codebook": str(pretrained), "process.learn_codebook": True}
+    options = {**TINY, "process.codebook": str(pretrained)}
+    options |= {"process.learn_codebook": True, "process.normalise": True}
     run = runs.train("toy_gaussian", out=tmp_path / "run", overrides=options)
     process = run.lm.denoiser.process
     assert 0 < (process.table - TABLE / TABLE.norm(dim=-1).mean()).abs().max() < 0.5
     again = runs.load(tmp_path / "run").denoiser.process
     assert torch.equal(again.codebook, process.codebook)
+
+
+# ----------------------------------------------------------------------------------------------------- model.init
+
+START = {"process.schedule": "plaid", "process.learn_codebook": True, "process.normalise": True, "process.dim": 4}
+
+
+def start(path, there, here):
+    """A model of dim 4 in ``path``, and what is built from it with other options."""
+    made = recipes.override(recipes.get("toy_plaid"), {**START, "model.depth": 1, **there})
+    model = runs.build(made, TOKENIZER)[1]
+    folder.save(path, model.config, model.state_dict(), TOKENIZER, {"recipe": recipes.to_dict(made)})
+    return runs.build(recipes.override(made, {"model.init": str(path), **here}), TOKENIZER)
+
+
+FIXED = {"process.normalise": False, "process.learn_codebook": False}
+BITS = {"objective": "nelbo", "process.schedule": "linear_gamma", "process.codebook": "bits", **FIXED}
+OF = "of its process is"
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "said"),
+    [
+        (BITS, {"process.codebook": "random"}, rf"power {OF} 1 there and 0\.25 here.*set process\.codebook='bits'"),
+        (BITS, {"process.normalise": True}, rf"normalise {OF} false there and true here.*set process\.normalise=false"),
+        ({}, {"process.gamma_max": 5.0}, rf"gamma_max {OF} 4 there and 5 here.*set process\.gamma_max=4$"),
+        ({}, {"process.gamma_min": -5.0}, rf"gamma_min {OF} -4 there and -5 here.*set process\.gamma_min=-4$"),
+        ({"objective": "cdcd", "process.schedule": "gumbel"}, {"process.schedule": "adaptive"}, "gumbel.*adaptive"),
+    ],
+    ids=["power", "normalise", "gamma_max", "gamma_min", "schedule"],
+)
+def test_a_start_whose_weights_would_mean_something_else_is_refused(there, here, said, tmp_path):
+    with pytest.raises(ValueError, match=said) as refused:
+        start(tmp_path, there, here)
+    assert f"model.init={tmp_path}" in str(refused.value)
+
+
+def test_a_start_may_change_what_weights_do_not_mean(tmp_path):
+    """Another seed's random vectors give way to the stored; a fixed schedule visits the levels that it likes."""
+    _, model = start(tmp_path / "plaid", {}, {"train.seed": 3})
+    assert torch.equal(model.codebook, folder.load(tmp_path / "plaid")[0].codebook)
+    other = {"train.seed": 3, "process.schedule": "cosine", "process.gamma_max": 5.0}
+    process, _ = start(tmp_path / "fixed", {**BITS, "process.codebook": "random"}, other)
+    assert (process.schedule.name, process.schedule.gamma_max) == ("cosine", 5.0)
 
 
 # -------------------------------------------------------------------------------------------------------- recipes

@@ -1,5 +1,7 @@
 """``loss.given`` from recipe to model: it trains another model, refuses what it does not fit, and can be resumed."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -22,6 +24,19 @@ def test_a_share_of_rows_is_given_text(recipe, tmp_path):
     assert not torch.equal(weights["none"], weights["0.2"])
     assert not torch.equal(weights["0.8"], weights["0.2"])
     assert recipes.get(recipe).loss.given is None
+
+
+def test_resumed_training_is_uninterrupted_training(tmp_path):
+    options = {**TINY, "train.steps": 4, "train.save_every": 2, "loss.given": 0.5}
+    whole = runs.train("toy_uniform", out=tmp_path / "whole", overrides=options)
+    shutil.copytree(
+        tmp_path / "whole" / "checkpoints" / "step-000002", tmp_path / "cut" / "checkpoints" / "step-000002"
+    )
+    with pytest.raises(ValueError, match=r"loss\.given=0\.2: it was trained with loss\.given=0\.5"):
+        runs.train("toy_uniform", out=tmp_path / "cut", overrides={**options, "loss.given": 0.2}, resume=True)
+    again = runs.train("toy_uniform", out=tmp_path / "cut", overrides=options, resume=True)
+    for name, value in whole.lm.denoiser.state_dict().items():
+        assert torch.equal(again.lm.denoiser.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,6 +105,18 @@ def test_other_version_is_refused(run):
 def test_other_configuration_is_refused_by_field(run, field, value):
     with pytest.raises(ValueError, match=rf"train\.{field}="):
         resume(run, **{field: value})
+
+
+def test_fields_younger_than_a_checkpoint_count_as_their_defaults(run):
+    """What a field does not change unless set, a checkpoint made before there was such a field need not say."""
+    path = latest(run)
+    kept = checkpoint.read_manifest(path)
+    asked = dict(kept.config)
+    old = {name: value for name, value in asked.items() if name not in ("model.self_conditioned", "process.normalise")}
+    manifest = replace(kept, config=old)
+    checkpoint.same_run(path, manifest, asked, kept.data)
+    with pytest.raises(ValueError, match=r"model\.self_conditioned=True: it was trained with .*=False"):
+        checkpoint.same_run(path, manifest, {**asked, "model.self_conditioned": True}, kept.data)
 
 
 def test_cadence_and_layout_may_differ(run):

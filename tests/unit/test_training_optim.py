@@ -7,6 +7,8 @@ import torch
 from parity import small
 from torch import nn
 
+from redraft import processes
+from redraft.models import Transformer, TransformerConfig
 from redraft.training import lr_scale, optim
 from redraft.training.ema import Ema
 
@@ -51,6 +53,20 @@ def test_muon_takes_the_matrices_of_the_blocks():
     found = groups(optimizers)
     assert len(found) == len(list(model.parameters()))
     assert all(peak == (0.03 if kind == "Muon" else 1e-3) for kind, *_, peak in found)
+
+
+def test_what_stands_for_the_process_is_not_decayed():
+    """A learned codebook is a matrix, and decay would pull it to another process."""
+    process = processes.gaussian(torch.randn(5, 4), learned=True)
+    model = Transformer(TransformerConfig(process.to_dict(), depth=1), {"codebook": process.table})
+    assert model.undecayed == {"codebook"}
+    for optimizer in optim.build(model, small.config(weight_decay=0.1).train):
+        for group in optimizer.param_groups:
+            if any(p is model.codebook for p in group["params"]):
+                assert group["weight_decay"] == 0.0
+                break
+        else:
+            raise AssertionError("the codebook is not trained")
 
 
 def test_muon_needs_blocks():
