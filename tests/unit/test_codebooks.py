@@ -214,9 +214,8 @@ def test_rows_without_a_direction_are_given_one_where_rows_are_normalised(tmp_pa
     assert model.codebook.grad.norm(dim=-1).max() < 100
     assert not torch.allclose(process.codebook[0], process.codebook[4])
     assert torch.equal(built(**options, normalise=True)[1].codebook, model.codebook)
-    assert (
-        built(codebook=str(tmp_path))[0].codebook[[0, 4]] == 0
-    ).all()  # read as it stands, zero is a place like any other
+    # read as it stands, zero is a place like any other
+    assert (built(codebook=str(tmp_path))[0].codebook[[0, 4]] == 0).all()
 
 
 def test_a_width_that_is_not_the_codebooks_is_refused(pretrained):
