@@ -281,7 +281,7 @@ class Gaussian(Channel):
     def evidence(self, z: Tensor, gamma: Tensor) -> Tensor:
         """log q(z_i | token) up to a constant: (alpha / sigma^2) z.e - (alpha^2 / 2 sigma^2) |e|^2; (B, L, K)."""
         u = z / self.scales(gamma)[0][..., None].to(z)
-        return torch.exp(-gamma)[..., None].to(z) * self._closeness(u)
+        return self._closeness(u, torch.exp(-gamma)[..., None].to(z))
 
     def output_prior(self, z: Tensor, t: Tensor) -> Tensor:
         """``evidence`` at t: added to a network's logits it turns the cavity posterior into the full one, which the
@@ -297,15 +297,17 @@ class Gaussian(Channel):
         The nearest row is the likeliest. Diffusion-LM's rounding step (Li et al. 2022) with nothing to learn.
         """
         gamma = self.schedule(torch.zeros(()))[0]
-        return torch.log_softmax(torch.exp(-gamma).to(x) * self._closeness(x), dim=-1)
+        return torch.log_softmax(self._closeness(x, torch.exp(-gamma).to(x)), dim=-1)
 
     def nearest(self, x: Tensor) -> Tensor:
         """The token whose row is nearest, (B, L); of rows equally near the lowest id."""
-        return self._closeness(x).argmax(-1)
+        return self._closeness(x, x.new_ones(())).argmax(-1)
 
-    def _closeness(self, x: Tensor) -> Tensor:
-        """x.e - |e|^2 / 2 of every row e, (B, L, K): -|x - e|^2 / 2, up to what x alone decides."""
+    def _closeness(self, x: Tensor, scale: Tensor) -> Tensor:
+        """scale (x.e - |e|^2 / 2) of every row e, (B, L, K): -scale |x - e|^2 / 2, up to what x alone decides."""
         codebook = self.codebook.to(x)
         # noise levels weigh this by hundreds: bfloat16 would round the likelihoods of tokens together
         with torch.autocast(x.device.type, enabled=False):
-            return x @ codebook.T - 0.5 * (codebook**2).sum(-1)
+            # one product, the square a column of its own: a pass over K numbers a position costs as much as it does
+            rows = torch.cat([codebook, -0.5 * (codebook**2).sum(-1, keepdim=True)], dim=-1)
+            return torch.cat([scale * x, scale.expand(x[..., :1].shape)], dim=-1) @ rows.T
