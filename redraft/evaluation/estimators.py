@@ -32,7 +32,7 @@ def over_levels(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, g
     """The VLB of vectors at the noise level u stands for, drawn evenly over gamma unless the schedule was learned."""
     assert isinstance(process, Gaussian)
     drawn = vectors.draw(denoiser, process, batch["ids"], u, generator, evenly=True)
-    return vectors.total(vectors.bound_parts(process, vectors.answer(denoiser, process, batch, drawn), drawn))
+    return vectors.measured(process, vectors.answer(denoiser, process, batch, drawn), drawn)
 
 
 def over_steps(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from redraft.guidance.classifier_free import of_vectors
 from redraft.guidance.gradient import LogLikelihood
-from redraft.models.layers import HEAD, TIME_FEATURES, Block, Reading, norm, sinusoids, time_features, widths
+from redraft.models.layers import (
+    TIME_FEATURES,
+    Block,
+    Reading,
+    norm,
+    placed,
+    preserve_variance,
+    time_features,
+    widths,
+)
 from redraft.models.vectors import Reads, VectorInput
 from redraft.processes import Process
 from redraft.processes.base import log_prob_of
@@ -47,9 +56,7 @@ class NoisyClassifier(nn.Module):
         """As ``Transformer.initialise``: variance kept by every map, residual branches and the head at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                if "bias" in dict(module.named_parameters(recurse=False)):
-                    nn.init.zeros_(module.bias)
+                preserve_variance(module)
         for module in self.modules():
             if isinstance(module, Block):
                 module.zero_branches()
@@ -58,14 +65,11 @@ class NoisyClassifier(nn.Module):
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         z = z.to(self.head.weight)
         gamma = self.process.gamma(t)[0]
-        table = self.head.weight if self.embed is None else self.embed.weight
+        table = None if self.embed is None else self.embed.weight
         x = self.reading(z, gamma, self.process, table, None, None)
-        positions = torch.arange(z.shape[1], device=z.device)
-        x = norm(x + torch.cat(sinusoids(positions, x.shape[-1] // 2), dim=-1).to(x))
-        low, high = self.process.schedule.gamma_min, self.process.schedule.gamma_max
-        code = self.time(time_features((gamma - low) / (high - low)).to(x))
-        cos, sin = (one.to(x) for one in sinusoids(positions, HEAD // 2))
-        reading = Reading((cos, sin), attend=None, causal=False, cache=None, store=False)
+        x, rotary = placed(x, torch.arange(z.shape[1], device=z.device))
+        code = self.time(time_features(self.process.place(gamma)).to(x))
+        reading = Reading(rotary, attend=None, causal=False, cache=None, store=False)
         for block in self.blocks:
             x = block(x, reading, code)
         x = norm(x)

@@ -133,6 +133,21 @@ def norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:])
 
 
+def placed(x: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The stream that blocks read, x (B, L, E) marked with its ``positions``, (L,) or (B, L), and rotary angles."""
+    # rotary positions are relative only: without this, all positions of an all-mask canvas would look the same
+    x = norm(x + torch.cat(sinusoids(positions, x.shape[-1] // 2), dim=-1).to(x))
+    cos, sin = (one.to(x) for one in sinusoids(positions, HEAD // 2))
+    return x, (cos, sin) if positions.ndim == 1 else (cos[:, None], sin[:, None])
+
+
+def preserve_variance(linear: nn.Linear) -> None:
+    """Draw weights of variance 1 / inputs; no bias."""
+    nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+    if "bias" in dict(linear.named_parameters(recurse=False)):
+        nn.init.zeros_(linear.bias)
+
+
 def sinusoids(positions: Tensor, frequencies: int) -> tuple[Tensor, Tensor]:
     """cos and sin of position times frequency, wavelengths 2 pi to 20,000 pi; (..., frequencies) each, float64.
 

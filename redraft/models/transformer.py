@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from redraft import processes
 from redraft.errors import unknown
 from redraft.models import contexts, heads
-from redraft.models.layers import HEAD, TIME_FEATURES, Block, Reading, mixed, norm, sinusoids, time_features, widths
+from redraft.models.layers import (
+    TIME_FEATURES,
+    Block,
+    Reading,
+    mixed,
+    norm,
+    placed,
+    preserve_variance,
+    time_features,
+    widths,
+)
 from redraft.models.vectors import Reads, VectorInput
 from redraft.processes import Facts, Gaussian, Process
 from redraft.processes.base import Attention, Condition, as_condition, per_position
@@ -106,9 +116,7 @@ class Transformer(nn.Module):
         """Variance-preserving weights; every residual branch and the head start at zero, so log p starts uniform."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                if "bias" in dict(module.named_parameters(recurse=False)):
-                    nn.init.zeros_(module.bias)
+                preserve_variance(module)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight)
         for module in self.modules():
@@ -179,11 +187,8 @@ class Transformer(nn.Module):
         # weights may be gathered in bfloat16 (FSDP); what blocks add to stays float32 either way
         x = x.float() if torch.is_autocast_enabled(x.device.type) else x
         positions = cond.get("positions", torch.arange(z.shape[1], device=z.device))
-        # rotary positions are relative only: without this, all positions of an all-mask canvas would look the same
-        x = norm(x + torch.cat(sinusoids(positions, x.shape[-1] // 2), dim=-1).to(x))
+        x, rotary = placed(x, positions)
         code = self.time(time_features(place).to(x)) if self.time_conditioned else None
-        cos, sin = (one.to(x) for one in sinusoids(positions, HEAD // 2))
-        rotary = (cos, sin) if positions.ndim == 1 else (cos[:, None], sin[:, None])
         attention = self.config.attention
         pattern = contexts.readable(z, cond, attention, self.config.block, self.config.process.get("mask_id"))
         reading = Reading(rotary, pattern, attention == "causal", cond.get("cache"), cond.get("store", False))
@@ -237,7 +242,6 @@ class Transformer(nn.Module):
         """What is read of vectors, (B, L, E); gamma's place between the schedule's ends, and gamma, (B, 1 or L) both;
         the evidence (B, L, K), unless that is neither read nor added to logits."""
         gamma = cond["gamma"] if "gamma" in cond else process.gamma(t)[0]
-        low, high = process.schedule.gamma_min, process.schedule.gamma_max
         evidence = None
         if self.config.reads != "vectors" or not self.facts.vectors:
             evidence = process.evidence(z, gamma)
@@ -246,7 +250,7 @@ class Transformer(nn.Module):
                 evidence = torch.where(cond["detached"][:, None, None], apart, evidence)
         table = None if self.embed is None else self.embed.weight
         x = self.reading(z, gamma, process, table, evidence, cond.get("guess"))
-        return x, (gamma - low) / (high - low), gamma, evidence
+        return x, process.place(gamma), gamma, evidence
 
 
 def _check(config: TransformerConfig) -> None:

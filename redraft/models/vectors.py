@@ -67,10 +67,18 @@ class VectorInput(nn.Module):
             nn.init.zeros_(self.guess.weight)
 
     def forward(
-        self, z: Tensor, gamma: Tensor, process: Gaussian, table: Tensor, evidence: Tensor | None, guess: Tensor | None
+        self,
+        z: Tensor,
+        gamma: Tensor,
+        process: Gaussian,
+        table: Tensor | None,
+        evidence: Tensor | None,
+        guess: Tensor | None,
     ) -> Tensor:
-        """(B, L, E). ``table`` (K, E) are the token embeddings, ``evidence`` is ``process.evidence`` of z at gamma."""
+        """(B, L, E). ``table`` (K, E) are the embeddings of tokens, which a mixture needs; ``evidence`` is
+        ``process.evidence`` of z at gamma, if it is known already."""
         if self.project is None:
+            assert table is not None
             evidence = process.evidence(z, gamma) if evidence is None else evidence
             x = torch.softmax(evidence, dim=-1).to(table) @ table
         else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from redraft.models.vectors import Said
 from redraft.objectives.base import Batch, Loss
-from redraft.objectives.vectors import Drawn, Parts, answer, bound_parts, draw, error, over_vectors, total
+from redraft.objectives.vectors import Drawn, Parts, answer, draw, error, measured, over_vectors, total
 from redraft.processes import Denoiser, Gaussian, Process
 from redraft.processes.base import log_prob_of
 from redraft.randomness import Generators
@@ -134,6 +134,4 @@ def _squared_error(process: Gaussian, said: Said, drawn: Drawn, target: str) -> 
 
 def _loss(process: Gaussian, said: Said, drawn: Drawn, parts: Parts) -> Loss:
     """What is minimised, the sum of ``parts``, and beside it the bound of the same draw."""
-    with torch.no_grad():
-        bound = total(bound_parts(process, said, drawn))
-    return Loss(total(parts), bound, parts)
+    return Loss(total(parts), measured(process, said, drawn), parts)

@@ -12,7 +12,7 @@ from redraft.objectives.base import (
     log_probs,
     masked_cross_entropy,
 )
-from redraft.objectives.vectors import answer, bound_parts, draw, total
+from redraft.objectives.vectors import answer, bound_parts, draw, measured, total
 from redraft.processes import Denoiser, Gaussian, Process, absorbing
 from redraft.processes.base import log_prob_of
 from redraft.randomness import Generators
@@ -34,7 +34,8 @@ def nelbo(
     if isinstance(process, Gaussian):
         drawn = draw(denoiser, process, batch["ids"], u, generator, self_condition)
         parts = bound_parts(process, answer(denoiser, process, batch, drawn), drawn)
-        return Loss(total(parts), total(parts).detach(), parts)
+        value = total(parts)
+        return Loss(value, value.detach(), parts)
     z, t, weight = corrupt(process, batch["ids"], u, generator)
     if absorbing(process):
         losses = masked_cross_entropy(denoiser, batch, z, t, z == process.mask_id)
@@ -62,8 +63,7 @@ def cross_entropy(
     if isinstance(process, Gaussian):
         drawn = draw(denoiser, process, batch["ids"], u, generator, self_condition)
         said = answer(denoiser, process, batch, drawn)
-        value = -log_prob_of(batch["ids"], said.logp)
-        return Loss(value, total(bound_parts(process, said, drawn)).detach())
+        return Loss(-log_prob_of(batch["ids"], said.logp), measured(process, said, drawn))
     z, t, weight = corrupt(process, batch["ids"], u, generator)
     if absorbing(process):
         value = masked_cross_entropy(denoiser, batch, z, t, z == process.mask_id)

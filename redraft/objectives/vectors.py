@@ -139,6 +139,12 @@ def bound_parts(process: Gaussian, said: Said, drawn: Drawn) -> Parts:
     }
 
 
+def measured(process: Gaussian, said: Said, drawn: Drawn) -> Tensor:
+    """The VLB of a draw, nats per token, (B, L), without gradients: what an objective that is not the bound reports."""
+    with torch.no_grad():
+        return total(bound_parts(process, said, drawn))
+
+
 def total(parts: Parts) -> Tensor:
     """The sum of all parts, (B, L)."""
     return torch.stack(list(parts.values())).sum(0)

@@ -89,6 +89,11 @@ class Channel:
         """(gamma, d gamma / dt) at t, float64, with a position axis: (B, 1) for t of shape (B,)."""
         return self.schedule(per_position(t))
 
+    def place(self, gamma: Tensor) -> Tensor:
+        """Where gamma stands between the ends that the schedule starts with, 0 to 1: how a network is told the time."""
+        low, high = self.schedule.gamma_min, self.schedule.gamma_max
+        return (gamma - low) / (high - low)
+
     def scales(self, gamma: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at gamma, float64, of gamma's shape."""
         return KINDS[self.kind](gamma)
