@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -17,21 +17,15 @@ from redraft.models.dit import DiTDenoiser
 from redraft.processes import Process
 from redraft.processes.base import device_of
 from redraft.randomness import Device, derive
-from redraft.sampling import Callback, Sampler, Samples, sample, semi_autoregressive
+from redraft.sampling import Samples, sample, semi_autoregressive
+from redraft.sampling.request import Writing
+from redraft.sampling.steps import joined
 
 _POSITIONS_AT_ONCE = 4096
 """Rows times length drawn together; rows do not depend on their neighbours, so it changes no text."""
 
 
-class _Common(TypedDict, total=False):
-    steps: int | None
-    sampler: str | Sampler | None
-    temperature: float
-    top_p: float
-    callback: Callback | None
-
-
-class Draws(_Common, total=False):
+class Draws(Writing, total=False):
     """Options of ``sample`` that writing texts shares; see there."""
 
     num: int
@@ -76,7 +70,8 @@ class Generation:
         rows: list[Any] = self.tokens.tolist() if gain in mbr.OF_ROWS else self.texts
         choice = mbr.choose(rows, gain)
         kept = slice(choice.index, choice.index + 1)
-        samples = replace(self.samples, tokens=self.tokens[kept], seeds=self.samples.seeds[kept])
+        of_one = {name: getattr(self.samples, name)[kept] for name in ("tokens", "seeds", "lengths", "logp")}
+        samples = replace(self.samples, **of_one)
         return Generation(self.texts[kept], samples, choice)
 
     def to_dict(self) -> dict[str, Any]:
@@ -222,15 +217,15 @@ class LM:
         seeds = [derive(seed, i) for i in range(num)] if seeds is None else seeds
         if not seeds:
             raise ValueError("seeds=[]: pass one for each text to draw")
-        common = cast(_Common, options)  # what is left are those
+        common = cast(Writing, options)  # what is left are those
         at_once = max(1, _POSITIONS_AT_ONCE // width)
         parts = [
             write(seeds=seeds[start : start + at_once], device=self.device, **common)
             for start in range(0, len(seeds), at_once)
         ]
-        tokens = torch.cat([part.tokens for part in parts])
-        nfe, positions = max(part.nfe for part in parts), sum(part.positions for part in parts)
-        return Generation([self.decode(one) for one in tokens], Samples(tokens, nfe, positions, list(seeds)))
+        samples = joined(parts)
+        rows = zip(samples.tokens, samples.lengths, strict=True)
+        return Generation([self.decode(one[:length]) for one, length in rows], samples)
 
     def evaluate(
         self,

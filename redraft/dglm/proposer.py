@@ -171,7 +171,7 @@ def propose(
     z = (process.ends()[2].to(device) * randn((rows, 1, dim), generators, device)).to(dtype)
     draw = Draw(torch.zeros(rows, 1, dtype=torch.bool, device=device), generators)
 
-    def query(z: Tensor, t: Tensor) -> Tensor:
+    def query(z: Tensor, t: Tensor, where: Tensor | None = None, /) -> Tensor:
         return ask(denoiser, None, z, t, None).x
 
     for t, s in pairwise(torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()):

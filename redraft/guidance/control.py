@@ -96,6 +96,6 @@ def plug_and_play(
     return guided
 
 
-def _greedy(z: Tensor, t: Tensor) -> Tensor:
+def _greedy(z: Tensor, t: Tensor, where: Tensor | None = None, /) -> Tensor:
     """What a control finds in place of the denoiser where the likeliest token is taken, which has no gradient."""
     raise ValueError("temperature=0 with a control that looks through the denoiser: pass a temperature above 0")

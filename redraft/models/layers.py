@@ -6,6 +6,7 @@ before each half of a block, QK-norm, SwiGLU, no dropout; t shifts and scales ea
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -42,10 +43,37 @@ def widths(depth: int) -> Widths:
 
 @dataclass
 class Cache:
-    """Keys and values of the positions before, per block, (B, H, M, 64) each: what an exact prefix costs only once."""
+    """Keys and values of other positions, per block, (B, H, M, 64) each: what needs to be computed only once.
+
+    A denoiser made of several keeps a cache for each of them in ``parts``, by names of its own.
+    """
 
     keys: list[Tensor] = field(default_factory=list[Tensor])
     values: list[Tensor] = field(default_factory=list[Tensor])
+    parts: dict[str, "Cache"] = field(default_factory=dict[str, "Cache"])
+
+    def part(self, name: str) -> "Cache":
+        """The cache of the denoiser called ``name``, empty at first."""
+        return self.parts.setdefault(name, Cache())
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Cache":
+        """The same with every tensor changed."""
+        parts = {name: part.map(change) for name, part in self.parts.items()}
+        return Cache([change(k) for k in self.keys], [change(v) for v in self.values], parts)
+
+    def become(self, other: "Cache") -> None:
+        """Hold what ``other`` holds."""
+        self.keys, self.values = other.keys, other.values
+        for name, part in other.parts.items():
+            self.part(name).become(part)
+
+    def put(self, rows: Tensor, other: "Cache") -> None:
+        """Take ``other``, whose rows are those of these numbers here, in place of what was kept of them."""
+        for own, new in ((self.keys, other.keys), (self.values, other.values)):
+            for layer, tensor in enumerate(new):
+                own[layer] = own[layer].index_copy(0, rows, tensor)
+        for name, part in other.parts.items():
+            self.parts[name].put(rows, part)
 
     def extend(self, layer: int, k: Tensor, v: Tensor, store: bool) -> tuple[Tensor, Tensor]:
         """The prefix's keys and values with these after them; kept for later if ``store``."""

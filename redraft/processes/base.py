@@ -26,6 +26,7 @@ class Facts:
     ``vectors`` denoisers take ``vectors=True`` and answer with clean vectors (B, L, D), which need not be a mean of
     token vectors; of others it is the mean of what they say (``Gaussian.mean``).
     ``self_conditioned`` denoisers want ``guess`` of ``Condition``: what they said before.
+    ``given`` denoisers want ``given`` of ``Condition``: which tokens of the canvas are not theirs to write.
     ``forwards``: network forwards that one call costs; more than one for denoisers made of denoisers.
     """
 
@@ -36,6 +37,7 @@ class Facts:
     scores: bool = False
     vectors: bool = False
     self_conditioned: bool = False
+    given: bool = False
     mask_id: int | None = None
     eos_id: int | None = None
     pad_id: int | None = None
@@ -52,10 +54,10 @@ class Condition(TypedDict, total=False):
     pattern (``models.contexts`` makes them). ``mixture``: ids (B, L, n) and weights (B, L, n), the weighted mean of
     whose embeddings is read in place of z's own. ``cache``: keys and values of positions before these
     (``models.layers.Cache``), all of which are read; with ``store`` those of these positions are put after them.
-    ``labels`` (B,) or (B, L) long: the class that a model trained with classes is told. Among vectors, ``guess``
-    (B, L, D): what was said of the clean ones before, zeros for nothing; ``gamma`` (B, 1 or L): the noise level itself
-    in place of the one at t, for an objective that moves the schedule by its gradient; ``detached`` (B,) bool: rows
-    from which no gradient is to reach the codebook.
+    ``labels`` (B,) or (B, L) long: the class that a model trained with classes is told. ``given`` (B, L) bool: which
+    tokens stand there from the start. Among vectors, ``guess`` (B, L, D): what was said of the clean ones before, zeros
+    for nothing; ``gamma`` (B, 1 or L): the noise level itself in place of the one at t, for an objective that moves the
+    schedule by its gradient; ``detached`` (B,) bool: rows from which no gradient is to reach the codebook.
     """
 
     segments: Tensor
@@ -65,6 +67,7 @@ class Condition(TypedDict, total=False):
     cache: Any
     store: bool
     labels: Tensor
+    given: Tensor
     guess: Tensor
     gamma: Tensor
     detached: Tensor
@@ -80,6 +83,18 @@ def as_condition(cond: Any) -> Condition:
             "({'segments': ...} say, redraft.processes.base.Condition)"
         )
     return cond  # type: ignore[return-value]
+
+
+def of_rows(cond: Condition, rows: Tensor) -> Condition:
+    """What is told of the rows of these numbers, (n,) long; what holds for every row stays as it is."""
+    shared = {"positions": 1, "attend": 2}  # these many axes where they speak of all rows at once
+    cut: dict[str, Any] = dict(cond)
+    for name, value in cond.items():
+        if isinstance(value, Tensor) and value.ndim != shared.get(name):
+            cut[name] = value[rows]
+        elif name == "mixture":
+            cut[name] = tuple(part[rows] for part in cond["mixture"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
+    return cut  # type: ignore[return-value]
 
 
 def differentiating() -> torch.enable_grad:

@@ -1,13 +1,19 @@
 """Writing text: the one loop, and the samplers it steps with."""
 
 from redraft.sampling.correctors import self_correct
-from redraft.sampling.loop import Callback, Samples, Step, sample
+from redraft.sampling.cost import Cost
+from redraft.sampling.loop import sample
+from redraft.sampling.request import DEFAULT_STEPS
 from redraft.sampling.samplers import SAMPLERS, Draw, Sampler, ancestral, confidence, left_to_right
+from redraft.sampling.steps import Ancestors, Callback, Samples, Step
 from redraft.sampling.windows import semi_autoregressive
 
 __all__ = [
+    "DEFAULT_STEPS",
     "SAMPLERS",
+    "Ancestors",
     "Callback",
+    "Cost",
     "Draw",
     "Sampler",
     "Samples",

@@ -6,6 +6,7 @@ Section by section: ``layout`` reads the caller's prompt or canvas, ``Canvas`` k
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,55 +31,116 @@ Guidance by the given tokens' own likelihood (PLAID's token guidance) is a fourt
 """
 
 
+Rows = tuple[list[Tensor], list[Tensor]]
+"""The ids of each row and which of them are given, both (L,)."""
+
+
 def layout(
     process: Process,
-    length: int,
+    length: int | Sequence[int],
     num: int,
-    prompt: Tensor | Sequence[int] | None,
-    canvas: Tensor | None,
-    frozen: Tensor | None,
+    prompt: Tensor | Sequence[int] | Sequence[Sequence[int]] | None,
+    canvas: Tensor | Sequence[Tensor] | None,
+    frozen: Tensor | Sequence[Tensor] | None,
     strength: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The ids and the frozen mask, both (B, L). Free positions hold any token, or the text that is to be redrafted."""
+) -> Rows:
+    """The rows of a canvas. Free positions hold any token, or the text that is to be redrafted."""
     if num < 1:
         raise ValueError(f"num={num}: draw at least one row")
+    if _is_list(canvas) or _is_list(frozen):
+        found = _several(canvas, frozen)
+    elif canvas is None and frozen is None and strength is None:
+        found = _continued(length, num, prompt)
+    else:
+        found = _whole(num, canvas, frozen, strength)
+    if prompt is not None and canvas is not None:
+        raise ValueError("prompt and canvas are two ways to say the same: pass one")
+    ids, known = list(found[0]), list(found[1])
+    _check_known(process, torch.cat([row[given] for row, given in zip(ids, known, strict=True)]), "frozen")
+    if strength is not None:
+        _check_known(process, torch.cat(ids), "canvas")
+        return ids, known
+    free = 1 if process.mask_id == 0 else 0
+    return [torch.where(given, row, free) for row, given in zip(ids, known, strict=True)], known
+
+
+def _is_list(rows: Any) -> bool:
+    """Whether rows are given one by one."""
+    return isinstance(rows, Sequence) and any(isinstance(one, Sequence | Tensor) for one in rows)
+
+
+def _continued(
+    length: int | Sequence[int], num: int, prompt: Tensor | Sequence[int] | Sequence[Sequence[int]] | None
+) -> Rows:
+    """Rows that begin with a prompt, the same or one for each, and go on for ``length``, the same or one for each."""
+    prompts: list[Any] = list(prompt) if prompt is not None and _is_list(prompt) else [prompt]
+    lengths = [length] if isinstance(length, int) else list(length)
+    rows = max(len(prompts), len(lengths))
+    for name, given in (("prompts", prompts), ("lengths", lengths)):
+        if len(given) not in (1, rows):
+            raise ValueError(f"{len(given)} {name} for {rows} rows: pass one for all, or one for each")
+    if rows > 1 and num not in (1, rows):
+        raise ValueError(f"num={num} with {rows} rows of their own: leave num out, or pass one row")
+    rows = max(rows, num)
+    ids, known = list[Tensor](), list[Tensor]()
+    for row in range(rows):
+        one, more = prompts[row % len(prompts)], lengths[row % len(lengths)]
+        if more < 1:
+            raise ValueError(f"length={more}: ask for at least one token")
+        start = torch.as_tensor([] if one is None else one, dtype=torch.long).cpu()
+        if start.ndim != 1:
+            raise ValueError(f"prompt of shape {tuple(start.shape)}: pass one sequence of ids, or canvas and frozen")
+        ids.append(torch.cat([start, torch.zeros(more, dtype=torch.long)]))
+        known.append(torch.arange(len(ids[-1])) < len(start))
+    return ids, known
+
+
+def _several(canvas: Any, frozen: Any) -> Rows:
+    """Rows given one by one."""
+    if canvas is None or frozen is None or len(canvas) != len(frozen) or not len(canvas):
+        raise ValueError("canvas and frozen go together: the ids of each row, and which of them must not change")
+    ids = [_ids(row) for row in canvas]
+    known = [torch.as_tensor(row) for row in frozen]
+    for row, given in zip(ids, known, strict=True):
+        _check_pair(row, given)
+        if row.ndim != 1:
+            raise ValueError(f"a row of shape {tuple(row.shape)} in a list of canvases: pass rows (L,)")
+    return ids, known
+
+
+def _whole(num: int, canvas: Any, frozen: Any, strength: float | None) -> Rows:
+    """Rows of one length, (B, L), or one row so many times."""
     if canvas is not None:
-        canvas = torch.as_tensor(canvas)
-        if canvas.is_floating_point() or canvas.dtype is torch.bool:
-            raise ValueError(f"a canvas of {canvas.dtype}: pass ids, integers")
-        canvas = canvas.long()
+        canvas = _ids(canvas)
     if strength is not None:
         if not 0 <= strength <= 1:
             raise ValueError(f"strength={strength}: pass 0, which changes nothing, to 1, which keeps nothing")
         if canvas is None:
             raise ValueError(f"strength={strength} without a text: pass the ids to redraft as canvas")
         frozen = torch.zeros_like(canvas, dtype=torch.bool) if frozen is None else frozen
-    if (canvas is None) != (frozen is None):
-        raise ValueError("canvas and frozen go together: the ids, and which of them must not change")
     if canvas is None or frozen is None:
-        if length < 1:
-            raise ValueError(f"length={length}: ask for at least one token")
-        start = torch.as_tensor([] if prompt is None else prompt, dtype=torch.long).cpu()
-        if start.ndim != 1:
-            raise ValueError(f"prompt of shape {tuple(start.shape)}: pass one sequence of ids, or canvas and frozen")
-        canvas = torch.cat([start, torch.zeros(length, dtype=torch.long)])
-        frozen = torch.arange(len(canvas)) < len(start)
-    elif prompt is not None:
-        raise ValueError("prompt and canvas are two ways to say the same: pass one")
+        raise ValueError("canvas and frozen go together: the ids, and which of them must not change")
+    _check_pair(canvas, frozen)
+    if canvas.ndim == 1:
+        canvas, frozen = canvas.expand(num, -1), frozen.expand(num, -1)
+    elif num not in (1, len(canvas)):
+        raise ValueError(f"num={num} with a canvas of {len(canvas)} rows: leave num out, or pass one row")
+    return list(canvas), list(frozen)
+
+
+def _ids(canvas: Any) -> Tensor:
+    canvas = torch.as_tensor(canvas)
+    if canvas.is_floating_point() or canvas.dtype is torch.bool:
+        raise ValueError(f"a canvas of {canvas.dtype}: pass ids, integers")
+    return canvas.long()
+
+
+def _check_pair(canvas: Tensor, frozen: Tensor) -> None:
     if canvas.shape != frozen.shape or canvas.ndim not in (1, 2) or frozen.dtype is not torch.bool:
         raise ValueError(
             f"canvas {tuple(canvas.shape)} and frozen {tuple(frozen.shape)} of {frozen.dtype}: "
             "pass ids and a bool of one shape, (L,) or (B, L)"
         )
-    if canvas.ndim == 1:
-        canvas, frozen = canvas.expand(num, -1), frozen.expand(num, -1)
-    elif num not in (1, len(canvas)):
-        raise ValueError(f"num={num} with a canvas of {len(canvas)} rows: leave num out, or pass one row")
-    _check_known(process, canvas[frozen], "frozen")
-    if strength is not None:
-        _check_known(process, canvas, "canvas")
-        return canvas, frozen
-    return torch.where(frozen, canvas, 1 if process.mask_id == 0 else 0), frozen
 
 
 def _check_known(process: Process, known: Tensor, name: str) -> None:
@@ -91,7 +153,7 @@ def _check_known(process: Process, known: Tensor, name: str) -> None:
         raise ValueError(f"a {name} position holds the mask id {process.mask_id}: {fix}")
 
 
-def convention(process: Process, facts: Facts, given: str | None, resample: int, frozen: Tensor) -> str:
+def convention(process: Process, facts: Facts, given: str | None, resample: int, frozen: Sequence[Tensor]) -> str:
     """How given tokens are to stand: one of ``GIVEN``, the usual one of the process unless chosen.
 
     Errors: ``ValueError`` for another name, for a choice where there is none, for ``told`` with a denoiser of tokens
@@ -107,7 +169,7 @@ def convention(process: Process, facts: Facts, given: str | None, resample: int,
             f"{asked} with a {process.name} process: what is no mask is clean there, given tokens are exact as they "
             "are; leave it out"
         )
-    if (given is not None or resample) and not bool(frozen.any()):
+    if (given is not None or resample) and not any(bool(row.any()) for row in frozen):
         raise ValueError(f"{asked}, and no token is given: leave it out")
     if given == "told" and not (process.vectors or facts.time_conditioned):
         raise ValueError("given='told' with a denoiser that is not told the time: it cannot hear of it; leave it out")

@@ -3,17 +3,60 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
 from redraft.processes import Process
-from redraft.randomness import Generators, categorical
+from redraft.randomness import Generators, categorical, categorical_at
 
-Query = Callable[[Tensor, Tensor], Tensor]
-"""The denoiser as a sampler sees it, ``(z, t)`` to what the process's reverse kernel wants: log p (B, L, K), or, of a
-process of vectors, the clean vectors (B, L, D)."""
+if TYPE_CHECKING:
+    from redraft.sampling.proposal import Proposal
+
+
+class Query(Protocol):
+    """The denoiser as a sampler sees it, ``(z, t)`` to what the process's reverse kernel wants: log p (B, L, K), or, of
+    a process of vectors, the clean vectors (B, L, D).
+
+    Asked about some positions only, ``where`` (B, L) bool, it answers for those alone, (n, K) in row-major order; rows
+    without any are not asked at all, and cost nothing.
+    """
+
+    def __call__(self, z: Tensor, t: Tensor, where: Tensor | None = None, /) -> Tensor: ...
+
+
+class Revision(Protocol):
+    """What may be done about written tokens after a step has written others; joined to a rule as ``"rule+revision"``.
+
+    ``reads(z, draw)`` says of which written positions it must know the law, (B, L) bool, and has it in the proposal;
+    called, it returns the canvas after the step, (B, L). ``extra``: the steps it may take beside one for each mask.
+    """
+
+    @property
+    def extra(self) -> int: ...
+
+    def reads(self, z: Tensor, draw: "Draw", mask_id: int) -> Tensor: ...
+
+    def __call__(self, proposal: "Proposal", z: Tensor, chosen: Tensor) -> Tensor: ...
+
+
+class Constraint(Protocol):
+    """Which texts may be written on one canvas; made by ``redraft.constraints`` and asked by ``propose``.
+
+    ``propose(z, where, logp, draw)``: tokens (n,) for the positions ``where`` (B, L) of the canvas z, drawn *together*
+    from the product of their laws log p (n, K) given that the whole text satisfies the constraint (or, at temperature
+    0, the likeliest such tokens), and log p (n, K) of each given that. So any of them may be written and the others
+    drawn again: a text that satisfies the constraint stays possible.
+    """
+
+    def propose(self, z: Tensor, where: Tensor, logp: Tensor, draw: "Draw") -> tuple[Tensor, Tensor]: ...
+
+    def within(self, start: int, stop: int, canvas: Tensor) -> "Constraint":
+        """The same seen from the positions start to stop of ``canvas`` (B, L), which has masks where it is free."""
+        ...
+
+    def rows(self, rows: Tensor) -> "Constraint": ...
 
 
 @dataclass(frozen=True)
@@ -21,31 +64,41 @@ class Draw:
     """What a sampler is told of the rows it draws.
 
     ``frozen`` (B, L) bool marks given tokens, ``generator`` has one generator a row. ``temperature`` divides log p
-    before tokens are drawn from it (0 takes the likeliest), ``top_p`` keeps the fewest tokens that hold that mass;
-    among vectors both act on the tokens whose mean the clean vector is, before the sampler sees it.
+    before tokens are drawn from it (0 takes the likeliest), ``top_k`` keeps so many of the likeliest (0: all), then
+    ``top_p`` the fewest of those that hold that mass; among vectors they act on the tokens whose mean the clean vector
+    is, before the sampler sees it. ``revision`` and ``constraint`` are for samplers that propose (``proposal``).
     ``memory`` is empty when a run begins and the sampler's own: whatever (B, ...) it must know again at the next step.
+    Once all of its ``done`` (B,) bool are true the run is over; rows that are done must not be asked about.
     """
 
     frozen: Tensor
     generator: Generators
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    revision: Revision | None = None
+    constraint: Constraint | None = None
     memory: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def probs(self, logp: Tensor) -> Tensor:
         """p as this draw wants it, float64 and normalised."""
-        return tempered(logp, self.temperature, self.top_p)
+        return tempered(logp, self.temperature, self.top_p, self.top_k)
 
     def tokens(self, logp: Tensor) -> Tensor:
         """A token for every position, drawn from ``probs``; (B, L) ids."""
         return categorical(self.probs(logp), self.generator)
+
+    def tokens_at(self, probs: Tensor, where: Tensor) -> Tensor:
+        """A token for each position ``where`` (B, L), of ``probs`` (n, K); a row's numbers depend on its own alone."""
+        return categorical_at(probs, where, self.generator)
 
     def rows(self, rows: Tensor) -> "Draw":
         """The same for some rows, ``rows`` (n,) long: the others draw nothing. Its memory is empty."""
         own = self.generator
         if not (own is None or isinstance(own, torch.Generator)):
             own = [own[row] for row in rows.tolist()]
-        return replace(self, frozen=self.frozen[rows], generator=own, memory={})
+        constraint = None if self.constraint is None else self.constraint.rows(rows)
+        return replace(self, frozen=self.frozen[rows], generator=own, constraint=constraint, memory={})
 
 
 class Sampler(Protocol):
@@ -54,26 +107,32 @@ class Sampler(Protocol):
     def __call__(self, process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor: ...
 
 
-def tempered(logp: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
+def tempered(logp: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:
     """p^(1/temperature), renormalised, float64; 0 puts all mass on the likeliest token (the lowest id of equals).
 
-    ``top_p`` below 1 then keeps the likeliest tokens up to and with the one that crosses that mass (Holtzman et al.
-    2020, as transformers, RADD and Duo cut; ReMDM and BD3-LM drop the crossing one).
+    ``top_k`` above 0 then keeps so many of the likeliest, and ``top_p`` below 1, of what those renormalise to, the
+    likeliest up to and with the one that crosses that mass (Holtzman et al. 2020; the order is that of transformers,
+    and the crossing token stays as there, in RADD and in Duo; ReMDM and BD3-LM drop it).
     """
-    check_temperature(temperature, top_p)
+    check_temperature(temperature, top_p, top_k)
     if temperature == 0:
         return torch.nn.functional.one_hot(logp.argmax(-1), logp.shape[-1]).double()
     p = torch.softmax(logp.double() / temperature, dim=-1)
-    if top_p == 1:
+    if top_p == 1 and not 0 < top_k < p.shape[-1]:
         return p
     ranked, order = p.sort(dim=-1, descending=True, stable=True)
+    if top_k:
+        ranked[..., top_k:] = 0.0
+        ranked = ranked / ranked.sum(-1, keepdim=True)
     ranked = torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0)
     p = torch.zeros_like(p).scatter(-1, order, ranked)
     return p / p.sum(-1, keepdim=True)
 
 
-def check_temperature(temperature: float, top_p: float) -> None:
+def check_temperature(temperature: float, top_p: float, top_k: int = 0) -> None:
     """Errors: ``ValueError`` for values that ``tempered`` has no meaning for."""
+    if top_k < 0:
+        raise ValueError(f"top_k={top_k}: pass the number of tokens to choose from, 0 for all")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature={temperature}: pass 0 (greedy) or a number above it")
     if not 0 < top_p <= 1:
@@ -122,6 +181,19 @@ def revising(sampler: T) -> T:
 
 def revises(sampler: Sampler) -> bool:
     return getattr(getattr(sampler, "func", sampler), "revises", False)
+
+
+def proposing(sampler: T) -> T:
+    """Mark a sampler that proposes a token for every mask and writes some of them, once a token unless it is revised.
+
+    It obeys a constraint and takes a revision; its steps, unless given, are as many as there are masks to write.
+    """
+    vars(sampler)["proposes"] = True
+    return sampler
+
+
+def proposes(sampler: Sampler) -> bool:
+    return getattr(getattr(sampler, "func", sampler), "proposes", False)
 
 
 def misfit(sampler: str, process: Process, needs: str, instead: str = "ancestral") -> ValueError:

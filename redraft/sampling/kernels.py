@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from redraft.processes import Categorical, Process, absorbing
-from redraft.processes.base import log_prob_of, per_position
+from redraft.processes.base import per_position
 from redraft.processes.per_token import PerToken
 from redraft.randomness import categorical, rand
 from redraft.sampling.contract import Draw, Query, misfit
@@ -140,51 +140,3 @@ def first_hitting(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Te
             z[rows, at] = part.tokens(logp[rows, at][:, None]).squeeze(1)
             rows = rows[masked.sum(1) > 1]
     return z
-
-
-# ---------------------------------------------------------------------------------------------------- a fixed quota
-
-
-def confidence(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor:
-    """Draw all masked tokens and keep those the model is surest of (MaskGIT; LLaDA's low-confidence remasking).
-
-    As many stay masked as the schedule says at s: round((1 - alpha_s) times the free positions). Confidence is the
-    drawn token's probability at temperature 1; ties go to the lowest index. Not an exact sampler of any law.
-
-    Errors: ``ValueError`` for a process other than masked.
-    """
-    _unmasks(process)
-    logp = denoiser(z, t)
-    drawn = draw.tokens(logp)
-    return reveal(process, z, s, drawn, log_prob_of(drawn, logp), draw.frozen)
-
-
-def left_to_right(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor:
-    """Draw the leftmost masked tokens, as many as the schedule reveals by s; with one a step, ordinary AR decoding.
-
-    Errors: ``ValueError`` for a process other than masked.
-    """
-    _unmasks(process)
-    drawn = draw.tokens(denoiser(z, t))
-    order = -torch.arange(z.shape[1], device=z.device).expand(z.shape[:2])
-    return reveal(process, z, s, drawn, order, draw.frozen)
-
-
-def reveal(process: Process, z: Tensor, s: Tensor, drawn: Tensor, score: Tensor, frozen: Tensor) -> Tensor:
-    """Write ``drawn`` at the masked positions of highest ``score``, down to the schedule's count of masks at s."""
-    process = _unmasks(process)
-    masked = z == process.mask_id
-    remaining = ((1 - process.schedule(s)[0]) * (~frozen).sum(1)).round().long()
-    count = (masked.sum(1) - remaining).clamp_min(0)
-    # a stable descending sort gives equal scores to the lowest index first
-    order = score.masked_fill(~masked, -torch.inf if score.is_floating_point() else -z.shape[1] - 1)
-    rank = order.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
-    return torch.where(masked & (rank < count[:, None]), drawn, z)
-
-
-def _unmasks(process: Process) -> Categorical:
-    if not absorbing(process):
-        raise ValueError(
-            f"this sampler unmasks tokens and a {process.name} process has no fixed masks: use 'ancestral'"
-        )
-    return process

@@ -1,61 +1,22 @@
-"""``sample``: the only sampling loop. Prompt, infilling and editing are one ``frozen`` mask on one canvas."""
+"""``sample``: the only door to sampling. Prompt, infilling and editing are one ``frozen`` mask on one canvas."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from redraft.models.told import Told
-from redraft.processes import Denoiser, PerToken, Process, absorbing
+from redraft.processes import Denoiser, Process
 from redraft.processes.base import device_of
-from redraft.randomness import Device, derive, generator
-from redraft.sampling import samplers
+from redraft.randomness import Device, derive
 from redraft.sampling.blocks import by_blocks
-from redraft.sampling.canvas import Canvas, checked, convention, layout
-from redraft.sampling.contract import check_temperature
-from redraft.sampling.query import Asked
-from redraft.sampling.samplers import Draw, Sampler, ancestral, left_to_right, revises
-
-DEFAULT_STEPS = 128
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a callback sees after a step from t to s: ``z`` now, and ``tokens`` (B, L) to show (ids, masks included).
-
-    ``frozen`` (B, L) marks the given tokens; ``nfe`` counts denoiser calls so far.
-    """
-
-    index: int
-    steps: int
-    t: float
-    s: float
-    z: Tensor
-    tokens: Tensor
-    frozen: Tensor
-    nfe: int
-
-
-Callback = Callable[[Step], Tensor | None]
-"""Called after every step; a returned tensor of z's shape replaces the canvas (frozen tokens are put back)."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """``tokens`` (B, L) ids. ``nfe``: denoiser calls; ``positions``: rows times length, summed over calls.
-    A call of a denoiser made of several counts for each of them (``Facts.forwards``).
-
-    ``seeds``: one per row; ``sample(..., seeds=[seeds[r]])`` draws row r again, alone.
-    """
-
-    tokens: Tensor
-    nfe: int
-    positions: int
-    seeds: list[int]
+from redraft.sampling.canvas import convention, layout
+from redraft.sampling.law import law
+from redraft.sampling.request import Request, alike, chosen, width_of_blocks
+from redraft.sampling.samplers import Sampler
+from redraft.sampling.steps import Callback, Samples, joined
+from redraft.sampling.writing import write
 
 
 @torch.no_grad()
@@ -63,18 +24,27 @@ def sample(
     process: Process,
     denoiser: Denoiser,
     *,
-    length: int = 64,
+    length: int | Sequence[int] = 64,
     num: int = 1,
     steps: int | None = None,
-    prompt: Tensor | Sequence[int] | None = None,
-    canvas: Tensor | None = None,
-    frozen: Tensor | None = None,
+    prompt: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    canvas: Tensor | Sequence[Tensor] | None = None,
+    frozen: Tensor | Sequence[Tensor] | None = None,
     strength: float | None = None,
     given: str | None = None,
     resample: int = 0,
     sampler: str | Sampler | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    top_k: int = 0,
+    repetition: float = 1.0,
+    banned: Sequence[int] = (),
+    stop: int | None = None,
+    min_length: int = 0,
+    block: int | None = None,
+    cache: str | None = None,
+    refresh: int | None = None,
+    constraint: Any = None,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     cond: Any = None,
@@ -85,9 +55,11 @@ def sample(
 
     The canvas is ``prompt`` followed by ``length`` free positions, or is given: ``canvas`` (L,) or (B, L) ids with
     ``frozen``, a bool of its shape, marking the tokens that must not change. ``num`` rows are drawn of a canvas of one
-    row, on the device of the denoiser's weights. ``steps`` is 128 unless given; an autoregressive denoiser takes one
-    per free position. ``sampler``: a name or function of ``redraft.sampling.samplers`` (``ancestral`` unless given), or
-    a name with options, ``"remdm:eta=0.02"``.
+    row, on the device of the denoiser's weights. Rows may differ in prompt and length: pass a list of either, or of
+    canvases (L,); rows of one shape are drawn together, and no position is padded. ``steps`` is 128 unless given; of a
+    sampler that proposes, as many as there are masks to write, and an autoregressive denoiser takes one for each.
+    ``sampler``: a name or function of ``redraft.sampling.samplers`` (``ancestral`` unless given), or a name with
+    options, ``"remdm:eta=0.02"``, or a rule with a revision, ``"threshold:tau=0.5+edit"``.
 
     ``strength`` t* redrafts a text (SDEdit, Meng et al. 2021): ``canvas`` is noised to t*, and the steps are spent from
     there to 0. All of it, unless ``frozen`` is given too. 0 returns the text without a call, 1 writes as from nothing;
@@ -97,48 +69,52 @@ def sample(
     they stand on the canvas, ``noised``, ``clean`` or ``told``, and what is drawn beside them depends on it:
     ``canvas.GIVEN`` has what each means, and ``resample``.
 
+    ``temperature``, ``top_k``, ``top_p``: see ``Draw``. ``repetition``, ``banned``, ``min_length``: see ``law.Law``;
+    every sampler of ids obeys them. ``stop``: a row's text ends with its first ``stop`` token; what is free behind it
+    is filled with ``stop``, and not written once nothing is left before it. ``constraint``: one of
+    ``redraft.constraints``, for samplers that propose.
+
+    ``block``: write so many positions at a time, from left to right, ``steps`` each; a block model does so by itself.
+    ``cache`` and ``refresh``: see ``blocks``. Blocks of a full-attention model begin at a row's first free position.
+
     Row r draws from its own generator, seeded by ``seeds[r]``, or by (seed, r): no row depends on those beside it.
-    A masked canvas without masks left ends the loop early, so ``nfe`` may be below ``steps``. A block model writes one
-    block after the other, ``steps`` each, and ``nfe`` counts the clean pass by which a finished one is remembered.
+    A masked canvas without masks left ends the loop early, so ``nfe`` may be below ``steps``.
 
     Errors: ``ValueError`` for options that clash, ids that are no tokens, a denoiser of another mask id, a text to be
-    redrafted by a model that writes in one order only.
+    redrafted by a model that writes in one order only, a constraint that no text satisfies.
     """
     device = device_of(denoiser) if device is None else device
-    ids, frozen = layout(process, length, num if seeds is None else len(seeds), prompt, canvas, frozen, strength)
-    ids, frozen = ids.to(device), frozen.to(device)
-    given = convention(process, denoiser.facts, given, resample, frozen)
+    ids, known = layout(process, length, num if seeds is None else len(seeds), prompt, canvas, frozen, strength)
     seeds = _seeds(seed, seeds, len(ids))
-    steps, step_function = _plan(process, denoiser, frozen, strength, steps, sampler, temperature, top_p)
-    if denoiser.facts.attention == "block":
-        options = {"steps": steps, "sampler": step_function, "device": device}
-        options |= {"temperature": temperature, "top_p": top_p}
-        return Samples(*by_blocks(sample, process, denoiser, ids, frozen, seeds, cond, callback, **options), seeds)
-    if strength == 0:
-        return Samples(ids.clone(), 0, 0, seeds)
-    generators = [generator(one) for one in seeds]
-    final = absorbing(process) and not revises(step_function)
-    told = partial(Told, process=process, ids=ids, given=frozen) if given == "told" else None
-    board = Canvas(process, ids, frozen, given, generators, strength)
-    stand = board.clean if given == "clean" else None
-    query = Asked(denoiser, process, cond, temperature, top_p, told, stand, final=final)
-    draw = Draw(frozen, generators, temperature, top_p)
-
-    times = _times(process, denoiser, strength, steps)
-    z = board.put_back(board.begin(), times[0])
-    for index, (t, s) in enumerate(pairwise(times)):
-        if _finished(process, z) and not revises(step_function):
-            break
-        t_rows, s_rows = (torch.full((len(z),), value, dtype=torch.float64, device=device) for value in (t, s))
-        for again in range(resample + 1):
-            z = board.put_back(board.renoised(z, s, t), t) if again else z
-            z = board.put_back(step_function(process, query, z, t_rows, s_rows, draw), s)
-        if callback is not None:
-            shown = board.shown(z if query.tokens is None else query.tokens)
-            rewritten = callback(Step(index, steps, t, s, z, shown, frozen, query.nfe))
-            if rewritten is not None:
-                z = board.put_back(checked(process, rewritten, z), s)
-    return Samples(board.shown(_finish(process, query, z, draw)), query.nfe, query.positions, seeds)
+    options: dict[str, Any] = {"banned": banned, "repetition": repetition, "min_length": min_length, "stop": stop}
+    request = Request(
+        process=process,
+        denoiser=denoiser,
+        sampler=chosen(process, denoiser, sampler, strength),
+        steps=steps,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        strength=strength,
+        given=convention(process, denoiser.facts, given, resample, known),
+        resample=resample,
+        stop=stop,
+        cond=cond,
+        callback=callback,
+    )
+    request.check(constraint is not None, options)
+    parts, groups = list[Samples](), alike(request, known, block)
+    for rows in groups:
+        one = torch.stack([ids[row] for row in rows]).to(device), torch.stack([known[row] for row in rows]).to(device)
+        own = [seeds[row] for row in rows]
+        bound = None if constraint is None else constraint.bind(process, denoiser.facts, *one, stop)
+        mine = replace(request, rows=rows, law=law(process, one[1], **options), constraint=bound)
+        width = width_of_blocks(process, denoiser.facts, one[1], cond, block, cache, refresh)
+        if width is None:
+            parts.append(write(mine, *one, own))
+        else:
+            parts.append(by_blocks(mine, *one, own, width, cache, refresh))
+    return joined(parts, groups, 0 if stop is None else stop)
 
 
 def _seeds(seed: int, seeds: Sequence[int] | None, rows: int) -> list[int]:
@@ -148,77 +124,3 @@ def _seeds(seed: int, seeds: Sequence[int] | None, rows: int) -> list[int]:
     if len(seeds) != rows:
         raise ValueError(f"{len(seeds)} seeds for {rows} rows: pass one per row")
     return list(seeds)
-
-
-def _times(process: Process, denoiser: Denoiser, strength: float | None, steps: int) -> list[float]:
-    """Where the steps begin and end, steps + 1 times down to 0."""
-    times = torch.linspace(1 if strength is None else strength, 0, steps + 1, dtype=torch.float64)
-    if denoiser.facts.attention == "causal" and absorbing(process):  # whatever the schedule, a token a step
-        times = process.schedule.inverse(1 - times)
-    return times.tolist()
-
-
-def _plan(
-    process: Process,
-    denoiser: Denoiser,
-    frozen: Tensor,
-    strength: float | None,
-    steps: int | None,
-    sampler: str | Sampler | None,
-    temperature: float,
-    top_p: float,
-) -> tuple[int, Sampler]:
-    """The number of steps and the step function; all that is asked for is checked against what the denoiser can do."""
-    if process.mask_id != denoiser.facts.mask_id:
-        raise ValueError(
-            f"the process masks with id {process.mask_id}, the denoiser was trained with {denoiser.facts.mask_id}"
-        )
-    if strength is not None and denoiser.facts.attention in ("causal", "block"):
-        raise ValueError(
-            f"strength={strength} with a denoiser of {denoiser.facts.attention} attention: it writes from left to "
-            "right and cannot redraft a text; use a model of full attention"
-        )
-    check_temperature(temperature, top_p)
-    if denoiser.facts.vectors and (temperature, top_p) != (1.0, 1.0):
-        raise ValueError(
-            f"temperature={temperature}, top_p={top_p} of a denoiser that answers with vectors, which are no mean of "
-            "tokens: leave both at 1; 'ddim:tau=0.9' is a temperature of vectors"
-        )
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps={steps}: take at least one")
-    if denoiser.facts.attention != "causal":
-        chosen = samplers.get(sampler or ancestral)
-        if strength is not None and getattr(chosen, "keywords", {}).get("strategy") == "loop":
-            raise ValueError(f"strength={strength} with remdm:strategy=loop, which has a clock of its own: use another")
-        return steps or DEFAULT_STEPS, chosen
-    free, most = (int(count) for count in (~frozen).sum(1).aminmax())
-    if free != most:
-        raise ValueError(
-            f"rows of {free} to {most} free positions: draw them apart, an autoregressive row takes one each"
-        )
-    if bool((frozen[:, 1:] & ~frozen[:, :-1]).any()):
-        raise ValueError("an autoregressive denoiser only continues a prompt: it sees nothing right of a gap")
-    if samplers.get(sampler or left_to_right) is not left_to_right:
-        raise ValueError("an autoregressive denoiser needs sampler='left_to_right'")
-    if steps not in (None, free):
-        raise ValueError(f"steps={steps}: an autoregressive denoiser takes one per token, {free} here; leave it out")
-    return max(free, 1), left_to_right
-
-
-def _finished(process: Process, z: Tensor) -> bool:
-    """Whether all is written, where masks are the only noise."""
-    only_masks = absorbing(process) or isinstance(process, PerToken)
-    return only_masks and not bool((z == process.mask_id).any())
-
-
-def _finish(process: Process, query: Asked, z: Tensor, draw: Draw) -> Tensor:
-    """The tokens at t = 0. Vectors, and masks a callback left, take one more call; only free positions are drawn."""
-    zero = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-    if process.vectors:
-        query(z, zero)
-        assert query.tokens is not None
-        return query.tokens
-    if process.mask_id is None or not bool((z == process.mask_id).any()):
-        return z
-    left = z == process.mask_id
-    return torch.where(left, draw.tokens(query(z, zero)), z)

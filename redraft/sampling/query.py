@@ -1,6 +1,6 @@
 """What ``sample`` hands its samplers: the denoiser conditioned, counted, and in the reverse kernel's convention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +9,12 @@ from torch import Tensor
 
 from redraft.models.vectors import ask
 from redraft.processes import Denoiser, Gaussian, Process, absorbing
-from redraft.processes.base import as_condition, to_convention
+from redraft.processes.base import as_condition, of_rows, to_convention
 from redraft.sampling.contract import clean, tempered
+from redraft.sampling.cost import Clock, Cost
+from redraft.sampling.law import Law
+from redraft.sampling.speak import speak
+from redraft.sampling.window import Window
 
 
 @dataclass
@@ -20,73 +24,130 @@ class Asked:
     denoiser: Denoiser
     process: Process
     cond: Any
+    cost: Cost
+    frozen: Tensor  # the given tokens, for a denoiser that wants to know them
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    law: Law | None = None  # what the request does to log p
     told: Callable[[Denoiser], Denoiser] | None = None  # what tells a denoiser that given tokens are clean
     stand: Callable[[Tensor, Tensor], Tensor] | None = None  # (z, t) -> z, given vectors clean, inside a step too
-    nfe: int = 0
-    positions: int = 0
     tokens: Tensor | None = field(default=None, repr=False)  # of vectors: those last thought likeliest
     guess: Tensor | None = field(default=None, repr=False)  # and the clean ones themselves
     final: bool = False  # whether a token once written stays, so that nothing is asked of a row without masks
     last: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    said: tuple[Tensor, Tensor | None] | None = field(default=None, repr=False)  # log p, and of which positions
 
     def __post_init__(self) -> None:
         self.denoiser = self.told(self.denoiser) if self.told else self.denoiser
 
-    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, t: Tensor, where: Tensor | None = None, /) -> Tensor:
         """What the denoiser says of z; rows that stand as they did when it was last asked are not asked for again.
 
         That holds for denoisers that do not read t (MDLM's and RADD's cached sampling, row by row): over N steps a row
         of l masks takes N (1 - (1 - 1/N)^l) calls on the linear schedule.
         """
         if isinstance(self.process, Gaussian):
+            assert where is None
             return self._vectors(self.process, self.stand(z, t) if self.stand else z, t)
-        stale = torch.ones(len(z), dtype=torch.bool, device=z.device)
-        if self.last is not None and self.last[0].shape == z.shape:
-            stale = (self.last[0] != z).any(1)
-            if self.final:
-                stale &= (z == self.process.mask_id).any(1)
-        if not bool(stale.any()):
+        if where is not None:
+            self.said = self._where(z, t, where), where
+            return self.said[0]
+        stale = self._stale(z)
+        if stale is not None and not len(stale):
             assert self.last is not None
             return self.last[1]
-        if self.cond is not None:  # it may speak of rows, and cannot be cut
-            stale = torch.ones_like(stale)
-        self._count(self.denoiser, int(stale.sum()) * z.shape[1])
-        if bool(stale.all()):
-            logp = clean(self.denoiser(z, t, self.cond), self.process)
+        if stale is None or len(stale) == len(z):
+            logp = self._ask(self.denoiser, self.cond, z, t)
         else:
             assert self.last is not None
             logp = self.last[1].clone()
-            logp[stale] = clean(self.denoiser(z[stale], t[stale], self.cond), self.process)
+            logp[stale] = self._ask(self.denoiser, self.cond, z[stale], t[stale], rows=stale)
         if absorbing(self.process) and not self.denoiser.facts.time_conditioned:
             self.last = z.clone(), logp
-        return to_convention(self.denoiser, self.process, logp, z, t)
+        self.said = logp, None
+        return logp
+
+    def beside(self, denoiser: Denoiser, cond: Any, /) -> Callable[[Tensor, Tensor], Tensor]:
+        """A second denoiser, told ``cond``, in the same convention and counted with the first."""
+        other = self.told(denoiser) if self.told else denoiser
+        return lambda z, t: self._ask(other, cond, z, t)
+
+    def _stale(self, z: Tensor) -> Tensor | None:
+        """The rows that must be asked for, (n,); None for all."""
+        if self.last is None or self.last[0].shape != z.shape:
+            return None
+        stale = (self.last[0] != z).any(1)
+        if self.final:
+            stale &= (z == self.process.mask_id).any(1)
+        if bool(stale.any()) and not self._divisible:
+            return None
+        return stale.nonzero().squeeze(1)
+
+    @property
+    def _divisible(self) -> bool:
+        """Whether what is told can be cut into rows; what we do not know may speak of them, and cannot."""
+        return self.cond is None or isinstance(self.cond, Mapping)
+
+    def _where(self, z: Tensor, t: Tensor, where: Tensor) -> Tensor:
+        """log p (n, K) of the positions ``where``; only rows that have one are asked."""
+        rows = where.any(1)
+        if bool(rows.all()) or not self._divisible:
+            return self._ask(self.denoiser, self.cond, z, t, where)
+        chosen = rows.nonzero().squeeze(1)
+        if not len(chosen):
+            return torch.zeros(0, self.process.K, device=z.device)
+        return self._ask(self.denoiser, self.cond, z[chosen], t[chosen], where[chosen], chosen)
+
+    def _ask(
+        self,
+        denoiser: Denoiser,
+        cond: Any,
+        z: Tensor,
+        t: Tensor,
+        where: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """log p of the rows ``rows``, those of z (all if None), at ``where`` or everywhere; counted and shaped."""
+        told = self._told(denoiser, cond, rows)
+        if isinstance(denoiser, Window):
+            logp = denoiser.ask(
+                z, t, told, where, torch.arange(len(z), device=z.device) if rows is None else rows, self.cost
+            )
+        else:
+            self.cost.count(denoiser.facts.forwards, None if rows is None else rows.tolist(), z.shape[0] * z.shape[1])
+            with Clock(self.cost, "model"):
+                logp = speak(denoiser, z, t, where, told)
+        logp = clean(logp, self.process)
+        if where is None:
+            logp = to_convention(denoiser, self.process, logp, z, t)
+        if self.law is not None:
+            logp = (self.law if rows is None else self.law.rows(rows))(logp, z, where, self.process.mask_id)
+        return logp
+
+    def _told(self, denoiser: Denoiser, cond: Any, rows: Tensor | None) -> Any:
+        """What the denoiser is told of these rows, of all if None."""
+        if denoiser.facts.given:
+            cond = {**as_condition(cond), "given": self.frozen}
+        return cond if rows is None or cond is None else of_rows(as_condition(cond), rows)
+
+    def follow(self, rows: Tensor) -> None:
+        """Row r goes on from row rows[r]: what is remembered of rows follows."""
+        self.guess = None if self.guess is None else self.guess[rows]
+        self.tokens = None if self.tokens is None else self.tokens[rows]
 
     def _vectors(self, process: Gaussian, z: Tensor, t: Tensor) -> Tensor:
         """Clean vectors (B, L, D). One that conditions on itself is told what it said at the step before."""
         facts, cond = self.denoiser.facts, self.cond
         if facts.self_conditioned:
             cond = {**as_condition(cond), "guess": torch.zeros_like(z) if self.guess is None else self.guess.to(z)}
-        self._count(self.denoiser, z.shape[0] * z.shape[1])
-        said = ask(self.denoiser, process, z, t, cond)
+        self.cost.count(facts.forwards, None, z.shape[0] * z.shape[1])
+        with Clock(self.cost, "model"):
+            said = ask(self.denoiser, process, z, t, self._told(self.denoiser, cond, None))
+        self.said = said.logp, None
         self.tokens = process.nearest(said.x) if facts.vectors else said.logp.argmax(-1)
         if facts.self_conditioned:
             self.guess = said.x.detach()  # who asks with gradients (plug-and-play control) leaves no graph behind
-        if facts.vectors or (self.temperature, self.top_p) == (1.0, 1.0):
+        if facts.vectors or (self.temperature, self.top_p, self.top_k) == (1.0, 1.0, 0):
             return said.x
-        return process.mean(tempered(said.logp, self.temperature, self.top_p)).to(said.x)
-
-    def beside(self, denoiser: Denoiser, cond: Any, /) -> Callable[[Tensor, Tensor], Tensor]:
-        """A second denoiser, told ``cond``, in the same convention and counted with the first."""
-        denoiser = self.told(denoiser) if self.told else denoiser
-
-        def other(z: Tensor, t: Tensor) -> Tensor:
-            self._count(denoiser, z.shape[0] * z.shape[1])
-            return to_convention(denoiser, self.process, clean(denoiser(z, t, cond), self.process), z, t)
-
-        return other
-
-    def _count(self, denoiser: Denoiser, positions: int) -> None:
-        self.nfe += denoiser.facts.forwards
-        self.positions += denoiser.facts.forwards * positions
+        return process.mean(tempered(said.logp, self.temperature, self.top_p, self.top_k)).to(said.x)

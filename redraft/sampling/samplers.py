@@ -6,19 +6,36 @@ Their contract is in ``contract``. A sampler may call the denoiser as often as i
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from redraft.errors import unknown
-from redraft.sampling.contract import Draw, Query, Sampler, Tokens, misfit, over_tokens, revises, revising, tempered
+from redraft.processes import Process
+from redraft.sampling.contract import (
+    Draw,
+    Query,
+    Revision,
+    Sampler,
+    Tokens,
+    misfit,
+    over_tokens,
+    proposes,
+    proposing,
+    revises,
+    revising,
+    tempered,
+)
 from redraft.sampling.correctors import gibbs, informed
 from redraft.sampling.flow import churn, ddim, heun
-from redraft.sampling.kernels import ancestral, confidence, euler, first_hitting, greedy_tail, left_to_right
+from redraft.sampling.kernels import ancestral, euler, first_hitting, greedy_tail
 from redraft.sampling.revision import dfm, forward_backward, psi, remdm
+from redraft.sampling.selection import confidence, left_to_right, low_confidence, random_order, threshold
 
 __all__ = [
+    "REVISIONS",
     "SAMPLERS",
     "Draw",
     "Query",
@@ -38,13 +55,18 @@ __all__ = [
     "heun",
     "informed",
     "left_to_right",
+    "low_confidence",
     "misfit",
     "over_tokens",
+    "proposes",
+    "proposing",
     "psi",
+    "random_order",
     "remdm",
     "revises",
     "revising",
     "tempered",
+    "threshold",
 ]
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
@@ -65,33 +87,71 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "informed": informed,
     "confidence": confidence,
     "left_to_right": left_to_right,
+    "low_confidence": low_confidence,
+    "random_order": random_order,
+    "threshold": threshold,
 }
 """``analytic`` and ``cached`` are ``ancestral``, which says why."""
+
+REVISIONS: dict[str, Callable[..., Revision]] = {}
+"""What may be joined to a sampler that proposes, ``"threshold:tau=0.5+edit:tau=0.9"``: classes of their options."""
 
 _BOOLS = {"true": True, "false": False}
 
 
-def get(sampler: str | Sampler) -> Sampler:
-    """The sampler of a name, with options after a colon (``"remdm:strategy=cap,eta=0.02"``), or the given function.
+@dataclass(frozen=True)
+class Revised:
+    """A rule whose every step is followed by a revision of what was written before."""
 
-    Errors: ``ValueError`` naming the nearest for an unknown name or option, and for a value that is no number or word.
+    rule: Sampler
+    revision: Revision
+    proposes = True
+    revises = True
+
+    @property
+    def extra(self) -> int:
+        return self.revision.extra
+
+    def __call__(self, process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor:
+        return self.rule(process, denoiser, z, t, s, replace(draw, revision=self.revision))
+
+
+def get(sampler: str | Sampler) -> Sampler:
+    """The sampler of a name, or the given function.
+
+    A name may have options after a colon, ``"remdm:strategy=cap,eta=0.02"``, and a rule that proposes a revision after
+    a plus, ``"threshold:tau=0.5+edit"``.
+
+    Errors: ``ValueError`` naming the nearest for an unknown name or option, for a value that is no number or word, and
+    for a revision of a sampler that does not propose.
     """
     if not isinstance(sampler, str):
         return sampler
-    name, _, written = sampler.partition(":")
-    if name not in SAMPLERS:
-        raise unknown("sampler", name, SAMPLERS)
-    function = SAMPLERS[name]
+    rule, plus, revision = sampler.partition("+")
+    found = _made(rule, "sampler", SAMPLERS)
+    if not plus:
+        return found
+    if not proposes(found):
+        raise ValueError(f"sampler {sampler!r}: {rule!r} does not propose tokens, which a revision needs; drop the '+'")
+    return Revised(found, _made(revision, "revision", REVISIONS)())
+
+
+def _made(written: str, kind: str, among: dict[str, Callable[..., Any]]) -> Any:
+    """The function of a name with its options set."""
+    name, _, options = written.partition(":")
+    if name not in among:
+        raise unknown(kind, name, among)
+    function = among[name]
     parameters = inspect.signature(function).parameters
     known = {option: one.default for option, one in parameters.items() if one.kind is one.KEYWORD_ONLY}
-    options: dict[str, Any] = {}
-    for part in filter(None, written.split(",")):
+    values: dict[str, Any] = {}
+    for part in filter(None, options.split(",")):
         option, _, value = part.partition("=")
         if option not in known:
-            raise unknown(f"option of sampler {name!r}:", option, known)
+            raise unknown(f"option of {kind} {name!r}:", option, known)
         usual = 0.5 if known[option] is None else known[option]  # a number with no usual value of its own
         try:
-            options[option] = _BOOLS[value.lower()] if isinstance(usual, bool) else type(usual)(value)
+            values[option] = _BOOLS[value.lower()] if isinstance(usual, bool) else type(usual)(value)
         except (ValueError, KeyError):
-            raise ValueError(f"sampler {name!r}: {option}={value!r} should be like {usual!r}") from None
-    return partial(function, **options) if options else function
+            raise ValueError(f"{kind} {name!r}: {option}={value!r} should be like {usual!r}") from None
+    return partial(function, **values) if values else function

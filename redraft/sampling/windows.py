@@ -1,7 +1,7 @@
 """Texts longer than a model's context: a window that slides over the text (semi-autoregressive sampling)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -10,8 +10,10 @@ from redraft.processes import Denoiser, Process
 from redraft.processes.base import device_of
 from redraft.randomness import Device, derive
 from redraft.sampling.canvas import convention
-from redraft.sampling.loop import Callback, Samples, sample
-from redraft.sampling.samplers import Sampler
+from redraft.sampling.cost import Cost
+from redraft.sampling.loop import sample
+from redraft.sampling.request import Writing
+from redraft.sampling.steps import Samples
 
 
 def semi_autoregressive(
@@ -22,18 +24,14 @@ def semi_autoregressive(
     stride: int | None = None,
     length: int = 64,
     num: int = 1,
-    steps: int | None = None,
     prompt: Tensor | Sequence[int] | None = None,
     given: str | None = None,
     resample: int = 0,
-    sampler: str | Sampler | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     cond: Any = None,
-    callback: Callback | None = None,
     device: Device = None,
+    **options: Unpack[Writing],
 ) -> Samples:
     """Continue ``prompt`` by ``length`` tokens, ``window`` positions at a time (MDLM's SAR, arXiv 2406.07524).
 
@@ -53,14 +51,15 @@ def semi_autoregressive(
         raise ValueError(f"stride={stride}, window={window}: pass 1 <= stride < window, so that windows overlap")
     if length < 1 or num < 1:
         raise ValueError(f"length={length}, num={num}: ask for at least one token of one row")
-    convention(process, denoiser.facts, given, resample, torch.ones(1, 1, dtype=torch.bool))
+    convention(process, denoiser.facts, given, resample, [torch.ones(1, dtype=torch.bool)])
     seeds = [derive(seed, row) for row in range(num)] if seeds is None else list(seeds)
     device = device_of(denoiser) if device is None else device
     start = torch.as_tensor([] if prompt is None else prompt, dtype=torch.long, device=device)
     if start.ndim != 1:
         raise ValueError(f"prompt of shape {tuple(start.shape)}: pass one sequence of ids")
     text = torch.cat([start, start.new_zeros(length)]).repeat(len(seeds), 1)
-    done, number, nfe, positions = len(start), 0, 0, 0
+    done, number, cost = len(start), 0, Cost(of_rows=[0] * len(seeds))
+    logp = torch.full(text.shape, torch.nan, dtype=torch.float64, device=device)
     while done < text.shape[1]:
         stop = min(text.shape[1], max(window, done + stride))
         first = max(0, stop - window)
@@ -70,17 +69,15 @@ def semi_autoregressive(
             canvas=text[:, first:stop],
             frozen=(torch.arange(first, stop, device=device) < done).expand(len(seeds), -1),
             seeds=[derive(one, number) if number else one for one in seeds],
-            steps=steps,
             # the first of several windows may have no prompt, and then nothing is given
             given=given if done or len(text[0]) <= window else None,
             resample=resample if done or len(text[0]) <= window else 0,
-            sampler=sampler,
-            temperature=temperature,
-            top_p=top_p,
             cond=cond,
-            callback=callback,
             device=device,
+            **options,
         )
         text[:, done:stop] = found.tokens[:, done - first :]
-        done, number, nfe, positions = stop, number + 1, nfe + found.nfe, positions + found.positions
-    return Samples(text, nfe, positions, list(seeds))
+        logp[:, done:stop] = found.logp[:, done - first :]
+        cost.add(found.cost)
+        done, number = stop, number + 1
+    return Samples(text, list(seeds), cost, [text.shape[1]] * len(text), logp, options.get("cache") is not None)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import redraft
 from redraft.data import toy
-from redraft.sampling.loop import DEFAULT_STEPS
+from redraft.sampling import DEFAULT_STEPS
 
 MEGABYTE = 1_000_000
 

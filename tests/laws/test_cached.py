@@ -42,7 +42,8 @@ def test_t29_cached_is_uncached(sampler):
         for denoiser in (TimeFree(process, declared=True), TimeFree(process, declared=False))
     )
     assert torch.equal(cached.tokens, uncached.tokens)
-    assert cached.positions < uncached.positions
+    # a rule that proposes asks about rows with something to write, whatever the denoiser reads
+    assert cached.positions < uncached.positions or sampling.samplers.proposes(sampling.SAMPLERS[sampler])
     assert cached.nfe <= uncached.nfe
 
 

@@ -425,7 +425,7 @@ def test_options_act(model):
         ({"length": 0}, "length=0"),
         ({"seeds": [1, 2]}, "2 seeds for 1 rows"),
         ({"sampler": "ancestrel"}, "did you mean 'ancestral'"),
-        ({"sampler": "confidence"}, "unmasks tokens"),
+        ({"sampler": "confidence"}, "fixed masks"),
         ({"attribute": "pets", "strength": -1.0}, "strength=-1"),
         ({"strength": -3.0}, "strength=-3"),
         ({"strength": 7.0}, r"strength=7.0 without an attribute"),

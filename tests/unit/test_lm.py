@@ -196,7 +196,7 @@ def test_temperature_and_sampler_change_what_is_written(lm):
         texts(temperature=-1)
     with pytest.raises(ValueError, match="unknown sampler 'confidense'; did you mean 'confidence'"):
         texts(sampler="confidense")
-    with pytest.raises(ValueError, match="has no fixed masks"):
+    with pytest.raises(ValueError, match="has fixed masks, which a uniform process is not"):
         toy_lm(processes.uniform(13), time_conditioned=True).generate(sampler="confidence")
 
 

@@ -42,6 +42,9 @@ FITS = {
     "informed": TOKENS - {"spindle"},
     "confidence": MASKED,
     "left_to_right": MASKED,
+    "low_confidence": MASKED,
+    "random_order": MASKED,
+    "threshold": MASKED,
 }
 
 
@@ -112,6 +115,9 @@ OPTIONS = [
     ("masked", "remdm:strategy=loop,eta=0.5", "remdm:strategy=loop,eta=0.5,t_off=0.3"),
     ("masked", "remdm:strategy=loop,eta=0.5", "remdm:strategy=loop,eta=0.5,alpha_on=0.3"),
     ("masked", "dfm", "dfm:beta=1"),
+    ("masked", "low_confidence", "low_confidence:of=drawn"),
+    ("masked", "threshold:tau=0.5", "threshold:tau=0.6"),
+    ("masked", "threshold:tau=0.5", "threshold:tau=0.5,of=drawn"),
     ("uniform", "gibbs", "gibbs:k=3"),
     ("uniform", "informed", "informed:k=1"),
     ("uniform", "informed", "informed:tau=0"),
@@ -126,7 +132,7 @@ OPTIONS = [
 @pytest.mark.parametrize(("process", "one", "other"), OPTIONS)
 def test_every_option_matters(process, one, other):
     """From the same seeds, other texts."""
-    assert not torch.equal(draw(process, one, num=16), draw(process, other, num=16))
+    assert not torch.equal(*(draw(process, name, num=16, temperature=0.7, top_p=0.8) for name in (one, other)))
 
 
 def test_no_option_is_left_out():
@@ -275,5 +281,5 @@ def test_a_misfit_is_named_before_the_denoiser_is_asked(sampler):
         def __call__(self, z, t, cond=None):
             return torch.zeros(*z.shape, 3).log_softmax(-1)
 
-    with pytest.raises(ValueError, match="no fixed masks"):
+    with pytest.raises(ValueError, match="fixed masks"):
         sampling.sample(processes.hybrid(3), Full(), prompt=[0, 1], length=4, steps=2, sampler=sampler)

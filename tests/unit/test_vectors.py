@@ -487,5 +487,5 @@ def test_what_is_shown_is_the_nearest_row():
 def test_a_temperature_of_tokens_is_refused_where_vectors_are_said():
     model = build(head="x0", reads="vectors", time_conditioned=True)
     for told in ({"temperature": 0.5}, {"top_p": 0.9}):
-        with pytest.raises(ValueError, match=r"at 1; 'ddim:tau=0\.9'"):
+        with pytest.raises(ValueError, match=r"and 0; 'ddim:tau=0\.9'"):
             sample(model.process, model, length=3, steps=2, **told)
