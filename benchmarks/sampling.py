@@ -124,10 +124,10 @@ def step(
         function = samplers.get(sampler)
         z = function(*given)
         if len(taken) < 2:  # the second step, where a model that conditions on itself has a guess
-            before = given[1].nfe
+            before = given[1].cost.nfe
             taken.append(lambda: function(*given))
             taken[-1]()
-            calls.append(given[1].nfe - before)
+            calls.append(given[1].cost.nfe - before)
         return z
 
     sample(process, model, length=length, num=batch, steps=STEPS, sampler=cast(Any, record), seed=0)
