@@ -194,6 +194,7 @@ def test_what_block_models_refuse():
     for options, message in (({"cache": "dual"}, "exact and always used"), ({"block": 4}, "made for block=3")):
         with pytest.raises(ValueError, match=message):
             sample(PROCESS, network("block", 3), length=4, **options)
+    process = processes.uniform(5)
+    model = Transformer(TransformerConfig(process.to_dict(), depth=1))
     with pytest.raises(ValueError, match="needs blocks and masks"):
-        process = processes.uniform(5)
-        sample(process, Transformer(TransformerConfig(process.to_dict(), depth=1)), length=4, block=2)
+        sample(process, model, length=4, block=2)
