@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from redraft import processes, runs
 from redraft.models import Transformer, TransformerConfig
 from redraft.models.layers import Cache
 from redraft.processes import Facts
-from redraft.sampling import Samples, sample
+from redraft.sampling import sample
 
 BLOCK = 16
 QUANTILE = 0.7
@@ -125,68 +126,76 @@ class Plain:
 
 
 def cell(model: Transformer, length: int, written: int, rounds: int, seed: int) -> dict[str, Any]:
-    """The baseline against each of ours, for one network and length."""
+    """All loops on one network and length, in turns; the first round says which of ours wrote the same text."""
     vocab = model.config.process["K"]
     prompt = torch.randint(vocab, (length - written,), generator=torch.Generator().manual_seed(seed))
     first = Plain(model, vocab)
-    first.write(prompt, written, None, dual=False)
+    with torch.no_grad():
+        first.write(prompt, written, None, dual=False)
     tau = float(torch.tensor(first.seen).quantile(QUANTILE))
     ways: dict[str, tuple[float | None, bool, dict[str, Any]]] = {
         "no cache": (None, False, {"sampler": "low_confidence"}),
         "threshold": (tau, False, {"sampler": f"threshold:tau={tau}"}),
         "threshold, dual cache": (tau, True, {"sampler": f"threshold:tau={tau}", "cache": "dual"}),
     }
-    return {
-        "inner_weights": sum(one.numel() for name, one in model.named_parameters() if name.startswith("blocks")),
-        "vocab": vocab,
-        "length": length,
-        "tau": tau,
-        "ways": {name: compared(model, prompt, written, way, rounds) for name, way in ways.items()},
-    }
-
-
-def compared(
-    model: Transformer, prompt: Tensor, written: int, way: tuple[float | None, bool, dict[str, Any]], rounds: int
-) -> dict[str, Any]:
-    """Ours against the plain loop of the same algorithm (tokens), and against the baseline (time)."""
-    tau, dual, options = way
-    process = model.process
-
-    def ours() -> Samples:
-        return sample(process, model, prompt=prompt, length=written, block=BLOCK, temperature=0.0, **options)
-
-    def plain(tau: float | None = None, dual: bool = False) -> tuple[Plain, Tensor]:
-        loop = Plain(model, model.config.process["K"])
-        return loop, loop.write(prompt, written, tau, dual)
-
-    mine, (same, tokens), (base, _) = ours(), plain(tau, dual), plain()
-    found: dict[str, Any] = {
-        "identical": bool(torch.equal(mine.tokens[0], tokens)),
-        "nfe": {"ours": mine.nfe, "same algorithm": same.nfe, "baseline": base.nfe},
-        "positions": {"ours": mine.positions, "same algorithm": same.positions, "baseline": base.positions},
-        "approximate": mine.approximate,
-    }
-    if not found["identical"]:
-        return found  # no speed of another text
-    seconds: dict[str, list[float]] = {"ours": [], "same algorithm": [], "baseline": []}
-    runs_: dict[str, Callable[[], object]] = {
-        "ours": ours, "same algorithm": lambda: plain(tau, dual), "baseline": plain
-    }  # fmt: skip
+    loops: dict[str, Callable[[], Loop]] = {}
+    for name, (at, dual, options) in ways.items():
+        loops[f"plain {name}"] = partial(plain, model, prompt, written, at, dual)
+        loops[f"ours {name}"] = partial(ours, model, prompt, written, options)
+    found: dict[str, list[Loop]] = {name: [] for name in loops}
     for turn in range(rounds):
-        for name in list(runs_) if turn % 2 else list(runs_)[::-1]:
-            seconds[name].append(timed(runs_[name]))
+        for name in list(loops) if turn % 2 else list(loops)[::-1]:
+            found[name].append(timed(loops[name]))
+    inner = sum(one.numel() for name, one in model.named_parameters() if name.startswith("blocks"))
+    shape = {"inner_weights": inner, "vocab": vocab, "length": length, "written": written, "tau": tau}
+    return {**shape, "ways": {name: compared(found, name) for name in ways}}
+
+
+@dataclass
+class Loop:
+    """What a loop wrote, and what it cost."""
+
+    tokens: Tensor
+    nfe: int
+    positions: int
+    approximate: bool = False
+    seconds: float = 0.0
+
+
+def plain(model: Transformer, prompt: Tensor, written: int, tau: float | None, dual: bool) -> Loop:
+    loop = Plain(model, model.config.process["K"])
+    return Loop(loop.write(prompt, written, tau, dual), loop.nfe, loop.positions, dual)
+
+
+def ours(model: Transformer, prompt: Tensor, written: int, options: dict[str, Any]) -> Loop:
+    found = sample(model.process, model, prompt=prompt, length=written, block=BLOCK, temperature=0.0, **options)
+    return Loop(found.tokens[0], found.nfe, found.positions, found.approximate)
+
+
+def compared(found: dict[str, list[Loop]], way: str) -> dict[str, Any]:
+    """Ours against the plain loop of the same algorithm, whose text it must be, and against the baseline's time."""
+    sides = {"ours": found[f"ours {way}"], "same algorithm": found[f"plain {way}"], "baseline": found["plain no cache"]}
+    told: dict[str, Any] = {
+        "identical": all(torch.equal(one.tokens, sides["same algorithm"][0].tokens) for one in sides["ours"]),
+        "nfe": {name: loops[0].nfe for name, loops in sides.items()},
+        "positions": {name: loops[0].positions for name, loops in sides.items()},
+        "approximate": sides["ours"][0].approximate,
+    }
+    if not told["identical"]:
+        return told  # no speed of another text
     for other in ("baseline", "same algorithm"):
-        ratios = [one / two for one, two in zip(seconds["ours"], seconds[other], strict=True)]
-        found[f"to {other}"] = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
-    found["cpu_seconds"] = {name: statistics.median(times) for name, times in seconds.items()}
-    return found
+        ratios = [one.seconds / two.seconds for one, two in zip(sides["ours"], sides[other], strict=True)]
+        told[f"to {other}"] = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    told["cpu_seconds"] = {name: statistics.median(one.seconds for one in loops) for name, loops in sides.items()}
+    return told
 
 
-def timed(run: Callable[[], object]) -> float:
+def timed(run: Callable[[], Loop]) -> Loop:
     with torch.no_grad():
         started = time.process_time()
-        run()
-        return time.process_time() - started
+        done = run()
+        done.seconds = time.process_time() - started
+        return done
 
 
 # ----------------------------------------------------------------------------------------------------- our own cost

@@ -7,12 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from redraft import guidance, objectives, recipes, schedules
+    from redraft import constraints, guidance, objectives, recipes, schedules
     from redraft.data import Tokenizer, toy
     from redraft.dglm.model import DGLM
     from redraft.distillation import distil
     from redraft.evaluation import Likelihood, distinct_n, likelihood, unigram_entropy
-    from redraft.guidance import cfg, classifier_guided, gradient_guided, token_guided
+    from redraft.guidance import (
+        cfg,
+        classifier_guided,
+        doubting,
+        gradient_guided,
+        rate_guided,
+        steer,
+        token_guided,
+        unprompted,
+    )
     from redraft.lm import LM, Generation
     from redraft.models import Transformer, TransformerConfig
     from redraft.processes import (
@@ -29,7 +38,7 @@ if TYPE_CHECKING:
     )
     from redraft.recipes import Config
     from redraft.runs import Run, load, train
-    from redraft.sampling import Samples, Step, sample, samplers, self_correct, semi_autoregressive
+    from redraft.sampling import Elastic, Growth, Samples, Step, sample, samplers, self_correct, semi_autoregressive
     from redraft.trace import Trace
 
 __version__ = "0.1.0"
@@ -39,8 +48,10 @@ __all__ = [
     "LM",
     "Config",
     "Denoiser",
+    "Elastic",
     "Facts",
     "Generation",
+    "Growth",
     "Likelihood",
     "Process",
     "Run",
@@ -53,9 +64,11 @@ __all__ = [
     "__version__",
     "cfg",
     "classifier_guided",
+    "constraints",
     "d3pm",
     "distil",
     "distinct_n",
+    "doubting",
     "gaussian",
     "gradient_guided",
     "guidance",
@@ -65,6 +78,7 @@ __all__ = [
     "load",
     "masked",
     "objectives",
+    "rate_guided",
     "recipes",
     "sample",
     "samplers",
@@ -72,14 +86,17 @@ __all__ = [
     "self_correct",
     "semi_autoregressive",
     "spindle",
+    "steer",
     "token_guided",
     "toy",
     "train",
     "uniform",
     "unigram_entropy",
+    "unprompted",
 ]
 
 _MODULES = {
+    "constraints": "redraft.constraints",
     "guidance": "redraft.guidance",
     "objectives": "redraft.objectives",
     "recipes": "redraft.recipes",
@@ -92,7 +109,18 @@ _NAMES = {
     "redraft.dglm.model": ("DGLM",),
     "redraft.distillation": ("distil",),
     "redraft.evaluation": ("Likelihood", "distinct_n", "likelihood", "unigram_entropy"),
-    "redraft.guidance": ("cfg", "classifier_guided", "gradient_guided", "token_guided"),
+    "redraft.guidance": (
+        *(
+            "cfg",
+            "classifier_guided",
+            "doubting",
+            "gradient_guided",
+            "rate_guided",
+            "steer",
+            "token_guided",
+            "unprompted",
+        ),
+    ),
     "redraft.lm": ("LM", "Generation"),
     "redraft.models": ("Transformer", "TransformerConfig"),
     "redraft.processes": (
@@ -100,7 +128,7 @@ _NAMES = {
     ),
     "redraft.recipes": ("Config",),
     "redraft.runs": ("Run", "load", "train"),
-    "redraft.sampling": ("Samples", "Step", "sample", "self_correct", "semi_autoregressive"),
+    "redraft.sampling": ("Elastic", "Growth", "Samples", "Step", "sample", "self_correct", "semi_autoregressive"),
     "redraft.trace": ("Trace",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

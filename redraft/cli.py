@@ -1,4 +1,4 @@
-"""The command line: train, distil, generate, infill, edit, evaluate, study, list.
+"""The command line: train, distil, generate, infill, edit, replay, evaluate, study, list.
 
 Options have the names of the Python API. What a command measured or wrote goes to standard output, all else to standard
 error. A mistake of the user's is one line and exit code 2, an interrupt one line and 130; a traceback is a fault of
@@ -18,9 +18,11 @@ from typer.core import TyperGroup
 
 from redraft import __version__
 from redraft.dglm.commands import app as dglm
+from redraft.drafting import COMMANDS
 from redraft.errors import unknown
+from redraft.flags import Corpus, Device, Family, Json, Model, Resume, Seed, Words, loaded
 from redraft.options import ARGUMENTS, FIELDS, TrainCommand
-from redraft.printing import likelihood_rows, print_json, print_rows, print_table, write
+from redraft.printing import likelihood_rows, print_json, print_rows, print_table
 
 if TYPE_CHECKING:
     from redraft.lm import LM
@@ -73,29 +75,6 @@ def _kinds(incomplete: str) -> list[str]:
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, help="Diffusion language models.")
 app.add_typer(dglm, name="dglm")
 
-Model = Annotated[str, typer.Argument(help="A run's folder, a saved model, or a Hugging Face id.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Corpus = Annotated[str | None, typer.Option(help="File, folder, corpus or Hub data set; field data.source.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the folder.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps; the sampler's default unless given.")]
-Num = Annotated[int, typer.Option(help="Texts to draw.")]
-SamplerName = Annotated[str | None, typer.Option("--sampler", help="See: redraft list samplers.")]
-Temperature = Annotated[float, typer.Option(help="Below 1 sharpens; 0 takes the likeliest.")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share of the mass.")]
-Words = Annotated[
-    str | None, typer.Option("--tokenizer", help="Released checkpoints: another tokenizer's folder or id.")
-]
-Family = Annotated[str | None, typer.Option(help="Released checkpoints that do not tell. See: redraft list families.")]
-Given = Annotated[str | None, typer.Option(help="How given tokens stand amid noise: noised, clean or told.")]
-Resample = Annotated[int, typer.Option(help="Jumps back in each step, where given tokens are noised.")]
-Select = Annotated[
-    str | None, typer.Option(help="Print the one of --num texts most like the others: bleu, chrf, agreement, edits.")
-]
-Show = Annotated[bool, typer.Option("--trace", help="Show the draft of the first text step by step.")]
-Svg = Annotated[Path | None, typer.Option(help="Save the drafts of the first text as a picture.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; cpu unless given.")]
-
 
 @app.callback(invoke_without_command=True)
 def _root(ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False):  # pyright: ignore[reportUnusedFunction]
@@ -143,87 +122,8 @@ def distil(
     return _ended(ctx, run, as_json)
 
 
-@app.command()
-def generate(
-    model: Model,
-    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
-    length: Annotated[int | None, typer.Option(help="Tokens to write; to the end of the context unless given.")] = None,
-    stride: Annotated[
-        int | None, typer.Option(help="Write on past the context, by a window that moves so far.")
-    ] = None,
-    steps: Steps = None,
-    num: Num = 1,
-    sampler: SamplerName = None,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 1.0,
-    given: Given = None,
-    resample: Resample = 0,
-    select: Select = None,
-    seed: Seed = 0,
-    device: Device = None,
-    tokenizer: Words = None,
-    family: Family = None,
-    show: Show = False,
-    svg: Svg = None,
-    as_json: Json = False,
-) -> None:
-    """Write text, from nothing or after a prompt."""
-    lm = _load(model, device, tokenizer, family)
-    common = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "seed": seed}
-    common |= {"given": given, "resample": resample}
-    draw = partial(lm.generate, prompt, length=length, stride=stride, **common)
-    write(lm, draw, select, show, svg, as_json)
-
-
-@app.command()
-def infill(
-    model: Model,
-    text: Annotated[str, typer.Argument(help="[MASK] is one token to fill, [MASK:3] three.")],
-    steps: Steps = None,
-    num: Num = 1,
-    sampler: SamplerName = None,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 1.0,
-    given: Given = None,
-    resample: Resample = 0,
-    select: Select = None,
-    seed: Seed = 0,
-    device: Device = None,
-    tokenizer: Words = None,
-    family: Family = None,
-    show: Show = False,
-    svg: Svg = None,
-    as_json: Json = False,
-) -> None:
-    """Fill the gaps of a text, "The [MASK:3] of France"; a backslash before [MASK] makes it text."""
-    lm = _load(model, device, tokenizer, family)
-    common = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "seed": seed}
-    write(lm, partial(lm.infill, text, given=given, resample=resample, **common), select, show, svg, as_json)
-
-
-@app.command()
-def edit(
-    model: Model,
-    text: Annotated[str, typer.Argument(help="The text to redraft; a [MASK] in it is text.")],
-    strength: Annotated[float, typer.Option(help="The t it is noised to: 0 changes nothing, 1 keeps nothing.")] = 0.5,
-    steps: Steps = None,
-    num: Num = 1,
-    sampler: SamplerName = None,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 1.0,
-    select: Select = None,
-    seed: Seed = 0,
-    device: Device = None,
-    tokenizer: Words = None,
-    family: Family = None,
-    show: Show = False,
-    svg: Svg = None,
-    as_json: Json = False,
-) -> None:
-    """Redraft a text: noise it to t = strength, and denoise it from there."""
-    lm = _load(model, device, tokenizer, family)
-    common = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "seed": seed}
-    write(lm, partial(lm.edit, text, strength=strength, **common), select, show, svg, as_json, text)
+for _command in COMMANDS:
+    app.command()(_command)
 
 
 @app.command()
@@ -244,7 +144,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure how likely a text is under a model: a bound with its error bar (95%)."""
-    lm = _load(model, device, tokenizer, family)
+    lm = loaded(model, device, tokenizer, family)
     measure = partial(lm.evaluate, estimator=estimator, ode_steps=ode_steps, ode_probes=ode_probes)
     result = measure(data, draws=draws, rows=rows, seed=seed, text_field=text_field).to_dict()
     table = likelihood_rows(result)
@@ -318,19 +218,6 @@ def _ended(ctx: typer.Context, run: "Run", as_json: bool) -> int:
             again = shlex.join([*(arg for arg in ctx.meta[ARGUMENTS] if arg != "--resume"), "--resume"])
             typer.echo(f"stopped at step {run.step}; continue with: redraft {ctx.info_name} {again}", err=True)
     return INTERRUPTED if run.stopped else 0
-
-
-def _load(model: str, device: str | None, tokenizer: str | None = None, family: str | None = None) -> "LM":
-    import torch
-
-    from redraft.runs import load
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"device {device!r} is not to be had ({reason}); leave it out") from None
-    return load(model, device, tokenizer=tokenizer, family=family)
 
 
 def _variety(lm: "LM", num: int, seed: int) -> dict[str, float]:

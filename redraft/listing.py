@@ -60,6 +60,12 @@ def _samplers() -> list[Entry]:
     ]
 
 
+def _revisions() -> list[Entry]:
+    from redraft.sampling.samplers import REVISIONS
+
+    return _described(REVISIONS.items())
+
+
 def _families() -> list[Entry]:
     from redraft.models.released import FAMILIES
 
@@ -137,6 +143,7 @@ KINDS: dict[str, Callable[[], list[Entry]]] = {
     "gammas": _gammas,
     "objectives": _objectives,
     "samplers": _samplers,
+    "revisions": _revisions,
     "families": _families,
     "corpora": _corpora,
     "tokenizers": _tokenizers,

@@ -79,6 +79,7 @@ def write(
     draw: "Callable[..., Generation]",
     select: str | None,
     show: bool,
+    trace: Path | None,
     svg: Path | None,
     as_json: bool,
     before: str | None = None,
@@ -87,19 +88,24 @@ def write(
     from rich.console import Console
 
     from redraft.evaluation import mbr
-    from redraft.trace import Trace
+    from redraft.trace import Trace, checked
 
     if select is not None:
         mbr.get(select)  # refused before anything is drawn
-    if svg is not None and (svg.is_dir() or not svg.absolute().parent.is_dir()):
-        raise ValueError(f"--svg {str(svg)!r}: name a file in a folder that exists")
-    if show or svg:
+    if trace is not None:
+        checked(trace, "--trace", remedy="; --show shows the draft in the terminal")
+    if svg is not None:
+        checked(svg, "--svg", ())
+    if show or trace or svg:
         start = None if before is None else lm.tokenizer.encode(before)
-        with Trace(lm, Console(stderr=as_json) if show else None, start) as trace:
-            written = draw(callback=trace)
-            trace.finish(written.tokens)
+        title = "redraft " + " ".join(sys.argv[1:2])
+        with Trace(lm, Console(stderr=as_json) if show else None, start, title=title) as seen:
+            written = draw(callback=seen)
+            seen.finish(written)
+        if trace:
+            seen.save(trace)
         if svg:
-            trace.save_svg(svg, title="redraft " + " ".join(sys.argv[1:2]))
+            seen.save_svg(svg, title=title)
     else:
         written = draw()
     written = written if select is None else written.select(select)
@@ -107,3 +113,21 @@ def write(
         print_json(written.to_dict())
     else:
         print_texts(written)
+
+
+def replayed(file: Path, row: int, speed: float, html: Path | None, png: Path | None) -> None:
+    """Show a saved trace again, or save it as what is asked for instead."""
+    from rich.console import Console
+
+    from redraft.trace import checked, load, replay
+
+    for option, path, ending in (("--html", html, ".html"), ("--png", png, ".png")):
+        if path is not None:
+            checked(path, option, (ending,))
+    record = load(file)
+    record.row(row)
+    for path in (html, png):
+        if path is not None:
+            record.save(path, row)
+    if html is None and png is None:
+        replay(record, Console(), row=row, speed=speed)

@@ -70,7 +70,7 @@ def categorical(probs: Tensor, generators: Generators) -> Tensor:
     A float32 Gumbel draw never sees a class below about 6e-8 of the largest (Zheng et al., arXiv 2409.02908), which
     cuts the tail whenever [MASK] dominates; a float64 cumulative sum with a float64 uniform does not.
     """
-    return _inverse_cdf(probs, rand(probs.shape[:-1], generators, probs.device))
+    return inverse_cdf(probs, rand(probs.shape[:-1], generators, probs.device)[..., None]).squeeze(-1)
 
 
 def categorical_at(probs: Tensor, where: Tensor, generators: Generators) -> Tensor:
@@ -79,13 +79,14 @@ def categorical_at(probs: Tensor, where: Tensor, generators: Generators) -> Tens
     A number is drawn for every position, marked or not: a row's draws do not depend on those of others, nor on which
     positions were marked before.
     """
-    return _inverse_cdf(probs, rand(where.shape, generators, probs.device)[where])
+    return inverse_cdf(probs, rand(where.shape, generators, probs.device)[where][..., None]).squeeze(-1)
 
 
-def _inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:
+def inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:
+    """Where the cumulative sums of ``probs`` (..., V) pass the shares ``u`` (..., n) of the whole: ids (..., n)."""
     cumulative = probs.double().cumsum(-1)
     total = cumulative[..., -1:]
-    ids = torch.searchsorted(cumulative, u.unsqueeze(-1) * total, right=True).squeeze(-1)
+    ids = torch.searchsorted(cumulative, u * total, right=True)
     # u * total can round up to total itself: take the last class that has mass, never one beyond it
-    last = torch.searchsorted(cumulative, total.contiguous()).squeeze(-1)
+    last = torch.searchsorted(cumulative, total.contiguous())
     return torch.minimum(ids, last)

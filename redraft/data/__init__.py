@@ -4,7 +4,8 @@ from redraft.data import toy
 from redraft.data.corpora import CORPORA
 from redraft.data.packing import Data, DataConfig, Packed, indices, load_data, load_text, order, pack
 from redraft.data.sources import read_documents, split_held_out
-from redraft.data.tokenizers import Tokenizer, build_tokenizer, parse_template, pretrained
+from redraft.data.templates import parse_template
+from redraft.data.tokenizers import Tokenizer, build_tokenizer, pretrained
 
 __all__ = [
     "CORPORA",

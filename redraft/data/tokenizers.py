@@ -5,10 +5,10 @@ token, neither here nor in ``transformers`` after saving. Masks are written in t
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from itertools import count, groupby
+from itertools import count, groupby, pairwise, product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,17 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from redraft.data import toy
+from redraft.data.templates import parse_template
 from redraft.errors import unknown
 from redraft.files import write_text
 
 MASK, EOS = "[MASK]", "[EOS]"
 NAMES = ("bpe", "bytes", "chars", "toy")
-MAX_SPAN = 100_000
+MAX_TRIED = 64
+"""Most combinations of the lengths of a template's spans."""
 BPE_SAMPLE = 20_000_000
 BPE_LEAST = 258  # 256 bytes, one merge, [EOS]
 
-_TEMPLATE = re.compile(r"(\\*)(\[MASK(?::([^\]]*))?\])")
 _JSON, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
@@ -55,6 +56,11 @@ class Tokenizer:
             self.eos_id = hf.eos_token_id if hf.eos_token_id is not None else hf.sep_token_id
             self.pad_id = hf.pad_token_id
         self._alphabet = set(backend.get_vocab()) if kind == "chars" else None
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The tokenizer inside, for who must know what a single id contributes to a text."""
+        return self._backend
 
     def encode(self, text: str, pad: bool = True) -> list[int]:
         """Ids of ``text``, no specials added. Toy rows are padded to six unless ``pad`` is False.
@@ -89,7 +95,8 @@ class Tokenizer:
             row.pop()
         documents = [list(group) for end, group in groupby(row, lambda i: i == self.eos_id) if not end]
         text = "\n\n".join(self._backend.decode(one, skip_special_tokens=False) for one in documents)
-        return text if self.mask_token == MASK else text.replace(self.mask_token, MASK)
+        masked = self.mask_token != MASK and self.mask_id in row  # else what spells the mask is text
+        return text.replace(self.mask_token, MASK) if masked else text
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """One readable string per id, for traces; a byte that is no character alone reads ``<0xE2>``."""
@@ -104,16 +111,81 @@ class Tokenizer:
         if token.startswith("▁"):  # SentencePiece's blank, which decoding one token alone would lose
             return token.replace("▁", " ")
         text = self._backend.decode([i], skip_special_tokens=False)
-        if "\ufffd" in text and all(letter in _BYTE_OF for letter in token):
-            return "".join(f"<0x{_BYTE_OF[letter]:02X}>" for letter in token)
+        if "\ufffd" in text and all(letter in BYTE_OF for letter in token):
+            return "".join(f"<0x{BYTE_OF[letter]:02X}>" for letter in token)
         return text
 
+    def token(self, text: str) -> int:
+        """The id of a token by its text, or of a special token by its name.
+
+        For options that take ids. Errors: ``ValueError`` for a text that is no one token.
+        """
+        specials = {token.content: i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        if text in specials:
+            return specials[text]
+        ids = self.encode(text, pad=False)
+        if len(ids) != 1:
+            raise ValueError(f"{text!r} is {len(ids)} tokens, {self.tokens(ids)}: pass the text of one")
+        return ids[0]
+
     def encode_template(self, text: str) -> list[int | None]:
-        """Ids of a template, None at each place to fill: "The [MASK:3] is here." has three (see parse_template)."""
-        row: list[int | None] = []
-        for piece in parse_template(text):
-            row += [None] * piece if isinstance(piece, int) else self.encode(piece, pad=False)
-        return [*row, *_toy_padding(row)] if self.kind == "toy" else row
+        """Ids of a template, None at each place to fill: "The [MASK:3] is here." has three (see parse_template).
+
+        Errors: ``ValueError`` for a span of unknown length, beside those of ``parse_template`` and ``encode``.
+        """
+        rows = self.encode_templates(text)
+        if () not in rows:
+            raise ValueError(f"{len(rows)} lengths are possible of {text[:80]!r}: give one, [MASK:n]")
+        return rows[()]
+
+    def encode_templates(self, text: str) -> dict[tuple[int, ...], list[int | None]]:
+        """As ``encode_template``, for each combination of the lengths of its spans of unknown length, ``[MASK:2-6]``.
+
+        The lengths (one for each such span, none of a template without) are the keys, the shortest first. Errors:
+        ``ValueError`` for more than ``MAX_TRIED``.
+        """
+        parts = [
+            part if isinstance(part, int | range) else self.encode(part, pad=False) for part in parse_template(text)
+        ]
+        spans = [part for part in parts if isinstance(part, range)]
+        if (number := prod(map(len, spans))) > MAX_TRIED:
+            raise ValueError(
+                f"{number} combinations of lengths in {text[:80]!r}, and each would be tried: narrow the ranges to "
+                f"{MAX_TRIED} at most"
+            )
+        rows = dict[tuple[int, ...], list[int | None]]()
+        for lengths in product(*spans):
+            row, left = list[int | None](), iter(lengths)
+            for part in parts:
+                gap = next(left) if isinstance(part, range) else part
+                row += [None] * gap if isinstance(gap, int) else gap
+            rows[lengths] = [*row, *_toy_padding(row)] if self.kind == "toy" else row
+        return rows
+
+    def encode_passages(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+        """Ids of a text, and which of them are of its passages: the characters from start up to stop, of each span.
+
+        The text is encoded whole where its tokens begin and end as the passages do. Where one lies across the border
+        of a passage, all that is between borders is encoded apart, so that a passage has all its letters and no others
+        (where tokens begin with their blank, as in BPE, let a passage begin with it).
+
+        Errors: ``ValueError`` for spans that are empty, overlap or leave the text.
+        """
+        borders = [border for span in sorted(spans) for border in span]
+        if not borders or borders[0] < 0 or borders[-1] > len(text) or any(a >= b for a, b in sorted(spans)):
+            raise ValueError(f"span={list(spans)} of a text of {len(text)} characters: pass 0 <= start < stop of each")
+        if borders != sorted(borders):
+            raise ValueError(f"span={list(spans)}: passages overlap; pass their union")
+        ids = self.encode(text)
+        offsets: list[tuple[int, int]] = self._backend.encode(text, add_special_tokens=False).offsets
+        if not any(start < border < stop for start, stop in offsets for border in borders):
+            inside = [any(a <= start and stop <= b for a, b in spans) for start, stop in offsets]
+            return ids, inside + [False] * (len(ids) - len(inside))
+        row, inside = list[int](), list[bool]()
+        for number, (start, stop) in enumerate(pairwise([0, *borders, len(text)])):
+            piece = self.encode(text[start:stop], pad=False)
+            row, inside = row + piece, inside + [number % 2 == 1] * len(piece)
+        return row, inside
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which ``transformers.AutoTokenizer`` loads too."""
@@ -179,49 +251,8 @@ def pretrained(name: str, pad_token: str | None = None) -> Tokenizer:
     return _hugging_face(name, pad_token)
 
 
-def parse_template(text: str) -> list[str | int]:
-    r"""Split a template into its texts and the lengths of its spans: ``[MASK]`` is one token, ``[MASK:3]`` three.
-
-    A backslash before it, ``\[MASK]``, makes it text; two before it stand for one backslash and a span.
-
-    >>> parse_template("The [MASK:3] of France is [MASK].")
-    ['The ', 3, ' of France is ', 1, '.']
-    """
-    parts: list[str | int] = [""]
-    end = 0
-    for match in _TEMPLATE.finditer(text):
-        slashes, written, length = match.groups()
-        literal = text[end : match.start()] + slashes[: len(slashes) // 2]
-        if len(slashes) % 2:
-            literal += written
-        _append(parts, literal)
-        if len(slashes) % 2 == 0:
-            parts.append(_span(written, length))
-        end = match.end()
-    _append(parts, text[end:])
-    if not any(isinstance(part, int) for part in parts):
-        raise ValueError(f"no [MASK] in the template {text[:80]!r}; write e.g. 'The [MASK:3] of France is [MASK].'")
-    return [part for part in parts if part != ""]
-
-
-def _append(parts: list[str | int], literal: str) -> None:
-    last = parts[-1]
-    if isinstance(last, str):
-        parts[-1] = last + literal
-    else:
-        parts.append(literal)
-
-
-def _span(written: str, length: str | None) -> int:
-    if length is None:
-        return 1
-    if length.isascii() and length.isdigit() and len(length) <= len(str(MAX_SPAN)) and 1 <= int(length) <= MAX_SPAN:
-        return int(length)
-    raise ValueError(f"{written[:40]!r} is no span: write [MASK] or [MASK:n] with n from 1 to {MAX_SPAN}")
-
-
 def _bytes(_texts: Iterable[str], _vocab: int) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(models.BPE(vocab=_BYTE_OF, merges=[]))
+    backend = tokenizers.Tokenizer(models.BPE(vocab=BYTE_OF, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     return backend
@@ -246,7 +277,7 @@ def _bpe(texts: Iterable[str], vocab: int) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab - 1, initial_alphabet=list(_BYTE_OF), show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=vocab - 1, initial_alphabet=list(BYTE_OF), show_progress=False)
     backend.train_from_iterator(_spread(listed, BPE_SAMPLE), trainer)
     return backend
 
@@ -321,4 +352,5 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte if byte in printable else next(spare)): byte for byte in range(256)}
 
 
-_BYTE_OF = _byte_alphabet()
+BYTE_OF = _byte_alphabet()
+"""The byte of each letter."""

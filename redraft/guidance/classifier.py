@@ -6,13 +6,14 @@ position by position. With the exact classifier and weight 1 the sampled law ten
 one over the number of steps. The classifier reads noisy z: one trained on clean text knows nothing of them.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from redraft.guidance.classifier_free import reverse_kernel
+from redraft.guidance.weights import Weight, check_tilting, tilting_at
 from redraft.processes import Process
 from redraft.processes.base import Kernel, differentiating
 from redraft.randomness import categorical
@@ -28,8 +29,32 @@ class Classifier(Protocol):
     def __call__(self, z: Tensor, t: Tensor) -> Tensor: ...
 
 
-def gain(classifier: Classifier, z: Tensor, t: Tensor, possible: Tensor, batch: int = 1024) -> Tensor:
-    """log p(c | z with position l changed to y) for every l and y that is ``possible``, 0 elsewhere; (B, L, V).
+@runtime_checkable
+class Around(Protocol):
+    """What ``sample`` gives a sampler for a denoiser: it has the text around z, and counts what a classifier reads."""
+
+    def __call__(self, z: Tensor, t: Tensor, /) -> Tensor: ...
+
+    def whole(self, z: Tensor, /) -> tuple[Tensor, int]: ...
+
+    def classified(self, texts: int, /) -> None: ...
+
+
+def around(classifier: Classifier, denoiser: Query, z: Tensor) -> tuple[Classifier, Tensor, int]:
+    """The classifier, counted; the text that z is part of, and where in it z begins. Called by hand: z itself."""
+    if not isinstance(denoiser, Around):
+        return classifier, z, 0
+    count = denoiser.classified
+
+    def counted(z: Tensor, t: Tensor) -> Tensor:
+        count(len(z))
+        return classifier(z, t)
+
+    return counted, *denoiser.whole(z)
+
+
+def gain(classifier: Classifier, z: Tensor, t: Tensor, possible: Tensor, batch: int = 1024, start: int = 0) -> Tensor:
+    """log p(c | z with position start + l changed to y) for l and y that are ``possible`` (B, W, V), else 0; (B, W, V).
 
     A position with one possible state has nothing to choose and is not asked about, so under masks only masked
     positions cost anything: V - 1 tokens and [MASK] each. ``batch`` texts are given to the classifier at once.
@@ -38,7 +63,7 @@ def gain(classifier: Classifier, z: Tensor, t: Tensor, possible: Tensor, batch: 
     found: list[Tensor] = []
     for part in torch.arange(len(rows), device=z.device).split(batch):
         changed = z[rows[part]].clone()
-        changed[torch.arange(len(part), device=z.device), position[part]] = state[part]
+        changed[torch.arange(len(part), device=z.device), start + position[part]] = state[part]
         found.append(classifier(changed, t[rows[part]]))
     gains = torch.zeros(possible.shape, dtype=torch.float64, device=z.device)
     if found:
@@ -57,6 +82,16 @@ def first_order_gain(classifier: Classifier, z: Tensor, t: Tensor, states: int) 
     return (slope - slope.gather(-1, z[..., None])).double()
 
 
+def gains(
+    classifier: Classifier, z: Tensor, t: Tensor, possible: Tensor, first_order: bool, text: Tensor | None, start: int
+) -> Tensor:
+    """``gain`` or ``first_order_gain`` of z (B, W), which begins at ``start`` in ``text``; (B, W, V)."""
+    text = z if text is None else text
+    if first_order:
+        return first_order_gain(classifier, text, t, possible.shape[-1])[:, start : start + z.shape[1]]
+    return gain(classifier, text, t, possible, start=start)
+
+
 def tilted(
     process: Kernel,
     p0: Tensor,
@@ -64,46 +99,45 @@ def tilted(
     t: Tensor,
     s: Tensor,
     classifier: Classifier,
-    weight: float = 1.0,
+    weight: Weight = 1.0,
     first_order: bool = False,
+    text: Tensor | None = None,
+    start: int = 0,
 ) -> Tensor:
     """The guided reverse kernel, (B, L, V) float64 probabilities: posterior(p0, z, t, s) times p(c | .)^weight.
 
-    ``p0`` (B, L, K) is what ``process.posterior`` takes. Weight 0 asks no classifier. States without probability stay
-    without. Errors: ``ValueError`` for a negative weight, or a classifier that rules out every state of a position.
+    ``p0`` (B, L, K) is what ``process.posterior`` takes. Of rows of weight 0 no classifier is asked. States without
+    probability stay without. ``text``: what the classifier reads, if z is only a part that begins at ``start``.
+
+    Errors: ``ValueError`` for a negative weight, or a classifier that rules out every state of a position.
     """
-    _check(weight)
+    own = tilting_at(weight, t)[:, None, None]
     p = process.posterior(p0.double(), z, t, s)
-    if weight == 0:
+    if not bool(own.any()):
         return p
-    gains = first_order_gain(classifier, z, t, p.shape[-1]) if first_order else gain(classifier, z, t, p > 0)
-    guided = p.log() + weight * gains
+    guided = p.log() + own * gains(classifier, z, t, (p > 0) & (own > 0), first_order, text, start)
     if bool(torch.isneginf(guided).all(-1).any()):
         raise ValueError("the classifier gives probability 0 to every state that a position can move to")
-    return torch.softmax(guided, -1)
+    return torch.where(own > 0, torch.softmax(guided, -1), p)
 
 
-def _check(weight: float) -> None:
-    if weight < 0:
-        raise ValueError(
-            f"weight={weight}: 0 is no guidance and 1 is p(x | c); for texts that are not c, classify not-c"
-        )
-
-
-def classifier_guided(classifier: Classifier, weight: float = 1.0, first_order: bool = False) -> Sampler:
+def classifier_guided(classifier: Classifier, weight: Weight = 1.0, first_order: bool = False) -> Sampler:
     """A sampler guided by a classifier of noisy texts, for every process among tokens.
 
     A step asks the classifier about each single change that the kernel allows, L V texts a row at most (V times the
-    masked positions under masks), or, with ``first_order``, takes one gradient. These are not denoiser calls, and
-    ``nfe`` does not count them. Weight 1 is p(x | c), 0 no guidance, above 1 sharper than c.
+    masked positions under masks), or, with ``first_order``, takes one gradient. These are no denoiser calls: ``nfe``
+    leaves them out, and ``cost.classified`` counts the texts. Weight 1 is p(x | c), 0 no guidance, above 1 sharper than
+    c; a function of t may say which. While blocks are written the classifier reads the whole text, which has masks
+    where nothing stands yet.
 
     Errors: ``ValueError`` for a negative weight, or, at its first step, a process of vectors.
     """
-    _check(weight)
+    check_tilting(weight)
 
     def guided(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor:
         kernel = reverse_kernel(process, "classifier guidance")
-        probs = tilted(kernel, draw.probs(denoiser(z, t)), z, t, s, classifier, weight, first_order)
-        return categorical(probs, draw.generator)
+        asked, text, start = around(classifier, denoiser, z)
+        p0 = draw.probs(denoiser(z, t))
+        return categorical(tilted(kernel, p0, z, t, s, asked, weight, first_order, text, start), draw.generator)
 
     return guided

@@ -12,8 +12,7 @@ clean vectors, weight x_c + (1 - weight) x_u, as those who predict vectors do (H
 mixing epsilon, v or the score; x may then leave the convex hull of the codebook, which mixed tokens never do.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -21,9 +20,11 @@ import torch
 from torch import Tensor
 
 from redraft.errors import unknown
+from redraft.guidance.hiding import Doubting, answer
+from redraft.guidance.weights import Weight, check_finite, weight_at
 from redraft.models.vectors import ask
 from redraft.processes import Denoiser, Facts, Gaussian, Process, absorbing
-from redraft.processes.base import as_condition
+from redraft.processes.base import as_condition, forwards_at, log_prob_of
 from redraft.randomness import categorical
 from redraft.sampling.samplers import Draw, Query, Sampler, Tokens, over_tokens
 
@@ -31,51 +32,38 @@ Space = Literal["tokens", "vectors"]
 """What is mixed: log p of tokens, or clean vectors."""
 
 
-def from_w(w: float) -> float:
-    """The weight here of those who write (1 + w) conditional - w unconditional: 1 + w (Ho & Salimans; Muse; LLaDA).
-
-    No conversion is needed of scales of which 1 is the conditional model: those of GLIDE, Imagen, diffusers and ELF,
-    gamma of D-CFG and Duo, the g of classifier guidance, PLAID's lambda. Diffusion-LM's lambda weighs fluency, the
-    opposite, and has no counterpart.
-    """
-    return 1 + w
-
-
-def from_temperature(temperature: float) -> float:
-    """The weight here of a guidance temperature (Nisonoff et al. 2024): 1 / T, 0 for an infinite one.
-
-    Errors: ``ValueError`` unless T is above 0.
-    """
-    if not temperature > 0:
-        raise ValueError(
-            f"temperature={temperature}: a guidance temperature is above 0, and 1 is the conditional model"
-        )
-    return 1 / temperature
-
-
-def mix(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
+def mix(conditional: Tensor, unconditional: Tensor, weight: float | Tensor, without: int | None = None) -> Tensor:
     """weight log p_c + (1 - weight) log p_u, normalised over the last axis; both (..., K) log-probabilities.
 
-    What either rules out stays out: infinities meet no arithmetic. Where they rule out everything between them, the
-    conditional speaks alone.
+    ``weight``: a number, or a tensor (..., 1). What either rules out stays out, and so does the id ``without``:
+    infinities meet no arithmetic. Where that leaves nothing, the conditional speaks alone.
 
     >>> mix(torch.tensor([0.5, 0.5, 0.0]).log(), torch.tensor([0.9, 0.0, 0.1]).log(), 2.0).exp()
     tensor([1., 0., 0.])
     """
     out = torch.isneginf(conditional) | torch.isneginf(unconditional)
+    if without is not None:
+        out[..., without] = True
     mixed = weight * conditional.masked_fill(out, 0.0) + (1 - weight) * unconditional.masked_fill(out, 0.0)
     mixed = torch.log_softmax(mixed.masked_fill(out, -torch.inf), -1)
     return torch.where(out.all(-1, keepdim=True), conditional, mixed)
 
 
+_OF_CANVAS = ("segments", "positions", "attend", "mixture", "cache", "store", "given", "guess")
+"""What a condition says of the canvas, and so is told to both sides; the rest is what is wanted of the text."""
+
+
 class Guided(torch.nn.Module):
-    """Two denoisers as one; made by ``cfg``. The conditional one is told ``cond``, the other ``null``."""
+    """Two denoisers as one; made by ``cfg``. The conditional one is told ``cond``, the other ``null``.
+
+    Both are told of the canvas; of a cache each has a part of its own.
+    """
 
     def __init__(
         self,
         conditional: Denoiser,
         unconditional: Denoiser,
-        weight: float,
+        weight: Weight,
         null: Any,
         space: Space = "tokens",
         process: Gaussian | None = None,
@@ -86,44 +74,98 @@ class Guided(torch.nn.Module):
 
     @property
     def facts(self) -> Facts:
-        one, other = self.conditional.facts, self.unconditional.facts
-        asked = [facts for facts, idle in ((one, 0), (other, 1)) if self.weight != idle]
+        asked = [side.facts for _, side in self._sides(None)]
         return replace(
-            one,
-            time_conditioned=any(facts.time_conditioned for facts in asked),
+            self.conditional.facts,
+            time_conditioned=callable(self.weight) or any(facts.time_conditioned for facts in asked),
             forwards=sum(facts.forwards for facts in asked),
             vectors=asked[0].vectors if len(asked) == 1 else self.space == "vectors",
             self_conditioned=any(facts.self_conditioned for facts in asked),
-            selective=False,
+            given=any(facts.given for facts in asked),
+            selective=all(facts.selective for facts in asked),
+            caches=all(facts.caches for facts in asked),
             scores=False,
-            caches=False,
         )
 
-    def forward(self, z: Tensor, t: Tensor, cond: Any = None, vectors: bool = False) -> Tensor:
-        """log p (B, L, K), or clean vectors (B, L, D). Errors: ``ValueError`` where both would be asked the same."""
-        own, guess = _apart(cond)
-        if self.weight not in (0, 1) and self.conditional is self.unconditional and own is self.null:
+    def forwards_at(self, t: Tensor) -> int:
+        """Network forwards that a call at t costs: those of the sides that some row needs."""
+        return sum(forwards_at(side, t) for _, side in self._sides(weight_at(self.weight, t)))
+
+    def _sides(self, weight: Tensor | None) -> list[tuple[str, Denoiser]]:
+        """The denoisers that rows of these weights (B,) need, the conditional first; None: rows of any weight."""
+        if not callable(self.weight):
+            one, other = self.weight != 0, self.weight != 1
+        elif weight is None:
+            one = other = True
+        else:
+            one, other = bool((weight != 0).any()), bool((weight != 1).any())
+        one = one or isinstance(self.unconditional, Doubting)  # the conditional says of what to doubt
+        both = ("conditional", self.conditional, one), ("unconditional", self.unconditional, other)
+        return [(name, side) for name, side, needed in both if needed]
+
+    def forward(
+        self, z: Tensor, t: Tensor, cond: Any = None, where: Tensor | None = None, vectors: bool = False
+    ) -> Tensor:
+        """log p (B, L, K), or (n, K) of the positions ``where``, or clean vectors (B, L, D).
+
+        Errors: ``ValueError`` where both would be asked the same, and for weights that are no numbers.
+        """
+        wanted, canvas = _apart(cond)
+        weight = weight_at(self.weight, t)
+        # what is stored now is read at other times
+        sides = self._sides(None if canvas.get("store", False) else weight)
+        if len(sides) == 2 and self.conditional is self.unconditional and wanted is self.null:
             raise ValueError(
-                f"cfg asks one denoiser twice with cond {own!r}, so there is nothing to mix: "
+                f"cfg asks one denoiser twice with cond {wanted!r}, so there is nothing to mix: "
                 "pass cond to sample, or an unconditional denoiser to cfg"
             )
-        said: list[Tensor] = []
-        for side, told, idle in ((self.conditional, own, 0), (self.unconditional, self.null, 1)):
-            if self.weight == idle:
-                continue
-            told = {**as_condition(told), **guess} if guess and side.facts.self_conditioned else told
-            said.append(clean_vectors(side, self.process, z, t, told) if vectors else side(z, t, told))
+        asked = [(side, self._told(name, side, wanted, canvas)) for name, side in sides]
+        if vectors:
+            said = [clean_vectors(side, self.process, z, t, told) for side, told in asked]
+        elif len(asked) == 2 and isinstance(self.unconditional, Doubting):
+            said = self._doubted(self.unconditional, z, t, [told for _, told in asked], where)
+        else:
+            said = [answer(side, z, t, told, where) for side, told in asked]
         if len(said) == 1:
             return said[0]
-        return self.weight * said[0] + (1 - self.weight) * said[1] if vectors else mix(said[0], said[1], self.weight)
+        own = weight if where is None else weight[where.nonzero()[:, 0]]
+        return joined(said, own, (lambda x_c, x_u, w: w * x_c + (1 - w) * x_u) if vectors else self._mixed)
+
+    def _told(self, name: str, side: Denoiser, wanted: Any, canvas: dict[str, Any]) -> Any:
+        """What a side is told: what is wanted of the text, or not, and of the canvas what it reads."""
+        own = wanted if name == "conditional" else self.null
+        idle = {"guess": not side.facts.self_conditioned, "given": not side.facts.given}
+        read = {key: value for key, value in canvas.items() if not idle.get(key, False)}
+        if "cache" in read:
+            read["cache"] = read["cache"].part(name)
+        return {**as_condition(own), **read} if read else own
+
+    def _mixed(self, conditional: Tensor, unconditional: Tensor, weight: Tensor) -> Tensor:
+        """Mixed log p, in which [MASK] has no part, should a denoiser leave mass on it."""
+        mask_id = self.conditional.facts.mask_id
+        named = mask_id is not None and mask_id < conditional.shape[-1]
+        return mix(conditional, unconditional, weight, mask_id if named else None)
+
+    def _doubted(self, doubting: Doubting, z: Tensor, t: Tensor, told: list[Any], where: Tensor | None) -> list[Tensor]:
+        """What both sides say, the second of a canvas that hides what the first is least sure of."""
+        written = doubting.written(z, told[1])
+        wide = None if where is None else where | written
+        said = answer(self.conditional, z, t, told[0], wide)
+        at = said[written] if wide is None else said[written[wide]]
+        sure = at.new_zeros(z.shape)
+        sure[written] = log_prob_of(z[written], at)
+        if where is not None and wide is not None:
+            said = said[where[wide]]
+        return [said, doubting(z, t, told[1], where, sure)]
 
 
-def _apart(cond: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A condition without the guess that self-conditioning adds to it, None if that leaves nothing, and the guess."""
-    if not isinstance(cond, dict) or "guess" not in cond:
+def _apart(cond: Any) -> tuple[Any, dict[str, Any]]:
+    """What is wanted of the text, None if that is nothing, and what is said of the canvas."""
+    if not isinstance(cond, Mapping):
         return cond, {}
-    rest: dict[str, Any] = {key: value for key, value in cond.items() if key != "guess"}
-    return rest or None, {"guess": cond["guess"]}
+    said: dict[str, Any] = dict(cond)
+    canvas = {key: said.pop(key) for key in _OF_CANVAS if key in said}
+    return said or None, canvas
 
 
 def clean_vectors(denoiser: Denoiser, process: Gaussian | None, z: Tensor, t: Tensor, cond: Any) -> Tensor:
@@ -135,7 +177,7 @@ def cfg(
     conditional: Denoiser,
     unconditional: Denoiser | None = None,
     *,
-    weight: float,
+    weight: Weight,
     null: Any = None,
     space: Space | None = None,
     process: Process | None = None,
@@ -143,10 +185,16 @@ def cfg(
     """Classifier-free guidance as a denoiser: p_c^weight p_u^(1 - weight) over clean tokens, renormalised.
 
     ``conditional`` is told the ``cond`` of the call, ``unconditional`` (the same network unless given) ``null``, which
-    must hold for any row. Weight 1 is the conditional and 0 the unconditional model, at one forward a call; any other
-    costs two. Works with every process. Under masks it is D-CFG (Schiff et al. 2024) with tokens
-    renormalised, so the probability of unmasking is untouched (Rojas et al. 2025, arXiv 2507.08965, say why it should
-    be), and, with ``hiding``, unsupervised guidance (Nie et al. 2024, arXiv 2410.18514, whose w is weight - 1).
+    must hold for any row. ``weight``: a number, or a function of t, ``interval`` and ``linear`` say. Rows of weight 1
+    are exactly the conditional and of 0 the unconditional model; while all rows need one side only, a call costs that
+    one's forward, else both. Works with every process, and in blocks and with caches if both denoisers do. Under masks
+    it is D-CFG (Schiff et al. 2024) with tokens renormalised, so the probability of unmasking is untouched (Rojas et
+    al. 2025, arXiv 2507.08965, say why it should be).
+
+    What the unconditional side may be: a network trained without the condition; with ``unprompted``, the same one
+    without the prompt; with ``doubting``, without what is least sure; or a worse model of the same condition, smaller
+    or trained less, told the same by ``null``: autoguidance, away from its errors (Karras et al. 2024, arXiv
+    2406.02507). Where its log p errs as the better one's does, but twice as much, weight 2 is the truth.
 
     ``space``: under Gaussian noise, ``tokens`` mixes so too, ``vectors`` mixes the clean vectors linearly, weight x_c +
     (1 - weight) x_u, for which ``process`` holds the codebook of denoisers that name tokens. Unless given, it is
@@ -155,8 +203,7 @@ def cfg(
     Errors: ``ValueError`` for a weight that is no number, denoisers of different kinds, an unknown space, a codebook
     that is missing, tokens of denoisers that predict vectors; or, when called, one asked the same twice.
     """
-    if not math.isfinite(weight):
-        raise ValueError(f"cfg weight={weight}: pass a number; 1 is the conditional model, 0 the unconditional one")
+    check_finite(weight)
     unconditional = conditional if unconditional is None else unconditional
     one, other = conditional.facts, unconditional.facts
     for name in ("posterior", "mask_id", "attention", "block"):
@@ -185,72 +232,70 @@ def _space(space: str | None, predicted: tuple[bool, bool], process: Gaussian | 
     return "vectors"
 
 
-class Hiding(torch.nn.Module):
-    """A denoiser that sees [MASK] at some positions, whatever stands there; made by ``hiding``."""
-
-    def __init__(self, denoiser: Denoiser, where: Tensor, mask_id: int) -> None:
-        super().__init__()
-        self.denoiser, self.where, self.mask_id = denoiser, where, mask_id
-
-    @property
-    def facts(self) -> Facts:
-        return replace(self.denoiser.facts, selective=False, scores=False, caches=False)
-
-    def forward(self, z: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        length = z.shape[1]
-        if length > len(self.where):
-            raise ValueError(f"hiding {len(self.where)} positions in texts of {length}: pass a bool for each")
-        # a block model's text grows from the left, so that it may be shorter
-        return self.denoiser(torch.where(self.where[:length].to(z.device), self.mask_id, z), t, cond)
-
-
-def hiding(denoiser: Denoiser, where: Tensor) -> Hiding:
-    """The same denoiser with the positions ``where``, (L,) bool, shown as [MASK]: the model without its prompt.
-
-    As the unconditional side of ``cfg`` it guides towards a prompt with no label ever trained (SMDM, arXiv 2410.18514;
-    LLaDA, arXiv 2502.09992). Errors: ``ValueError`` for a denoiser without a mask, or another shape.
-    """
-    mask_id = denoiser.facts.mask_id
-    if mask_id is None:
-        raise ValueError("hiding needs a denoiser that knows [MASK]; one of uniform or Gaussian noise has none")
-    if where.ndim != 1 or where.dtype is not torch.bool:
-        raise ValueError(f"where is {where.dtype} of shape {tuple(where.shape)}: pass a bool (L,), one for all rows")
-    return Hiding(denoiser, where, mask_id)
-
-
 @runtime_checkable
 class Beside(Protocol):
     """What ``sample`` gives a sampler for a denoiser: it can ask another one too, and counts its calls."""
 
     def __call__(self, z: Tensor, t: Tensor, /) -> Tensor: ...
 
-    def beside(self, denoiser: Denoiser, cond: Any, /) -> Callable[[Tensor, Tensor], Tensor]: ...
+    def beside(self, denoiser: Denoiser, cond: Any, /) -> Callable[..., Tensor]: ...
 
 
-def cfg_posteriors(unconditional: Denoiser, weight: float, null: Any = None) -> Sampler:
+def cfg_posteriors(unconditional: Denoiser, weight: Weight, null: Any = None, masks: bool = False) -> Sampler:
     """A sampler that mixes reverse kernels: p_c(z_s | z_t)^weight p_u(z_s | z_t)^(1 - weight), renormalised.
 
     D-CFG for uniform noise (Schiff et al. 2024; Duo). ``sample`` is given the conditional denoiser; ``unconditional``
-    is told ``null``. Weights 0 and 1 ask one denoiser, others both.
+    is told ``null``. Rows of weight 0 and 1 are those of one denoiser, and others ask both.
 
-    Errors: ``ValueError``, at its first step, for masks, whose tokens it would write too soon (for weights above 1;
-    ``cfg`` does not), and for a process of vectors, which has no kernel over states.
+    Under masks a token that would stay hidden with probability m then does with m / (m + (1 - m) Z), Z = sum p_c^weight
+    p_u^(1 - weight), which is above 1 for weights above 1: it is written too soon (Rojas et al. 2025, arXiv
+    2507.08965). ``cfg`` keeps m; to have it so all the same, pass ``masks=True``.
+
+    Errors: ``ValueError`` for a weight that is no number; at its first step, for masks unless told, a process of
+    vectors, which has no kernel over states, and a text written in blocks.
     """
+    check_finite(weight)
 
     def guided(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw) -> Tensor:
         kernel = reverse_kernel(process, "cfg_posteriors")
-        if absorbing(process):
-            raise ValueError("cfg_posteriors under masks changes how soon a token is written, not only which: use cfg")
-        if not isinstance(denoiser, Beside):
+        if absorbing(process) and not masks:
             raise ValueError(
-                "cfg_posteriors is a sampler for redraft.sample: called by hand it can ask one denoiser only"
+                "cfg_posteriors under masks changes how soon a token is written, not only which: use cfg, "
+                "or pass masks=True"
             )
-        sides = [ask for ask, idle in ((denoiser, 0), (denoiser.beside(unconditional, null), 1)) if weight != idle]
-        probs = [kernel.posterior(draw.probs(ask(z, t)), z, t, s) for ask in sides]
-        mixed = probs[0] if len(probs) == 1 else mix(probs[0].log(), probs[1].log(), weight).exp()
-        return categorical(mixed, draw.generator)
+        own = weight_at(weight, t)
+        said = both(denoiser, unconditional, null, own, z, t, "cfg_posteriors")
+        probs = [None if logp is None else kernel.posterior(draw.probs(logp), z, t, s) for logp in said]
+        return categorical(joined(probs, own, lambda c, u, w: mix(c.log(), u.log(), w).exp()), draw.generator)
 
     return guided
+
+
+def both(
+    denoiser: Query, unconditional: Denoiser, null: Any, weight: Tensor, z: Tensor, t: Tensor, method: str
+) -> list[Tensor | None]:
+    """log p of the run's denoiser and of another, None for one that no row of these weights (B,) needs.
+
+    Errors: ``ValueError`` where only one can be asked.
+    """
+    if not isinstance(denoiser, Beside):
+        raise ValueError(f"{method} is a sampler for redraft.sample: called by hand it can ask one denoiser only")
+    needed = bool((weight != 0).any()), bool((weight != 1).any())
+    asks = denoiser, denoiser.beside(unconditional, null)
+    return [ask(z, t) if wanted else None for ask, wanted in zip(asks, needed, strict=True)]
+
+
+def joined(said: Sequence[Tensor | None], weight: Tensor, mixed: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    """``mixed(conditional, unconditional, weight)``, and bit for bit one of them in rows of weight 1 and 0.
+
+    ``weight`` (n,) of what is said (n, ..); one side may be None where no row needs it.
+    """
+    one, other = said
+    if one is None or other is None:
+        (only,) = (side for side in said if side is not None)
+        return only
+    own = weight.to(one).reshape(-1, *[1] * (one.ndim - 1))
+    return torch.where(own == 1, one, torch.where(own == 0, other, mixed(one, other, own)))
 
 
 def of_vectors(process: Process, method: str) -> Gaussian:

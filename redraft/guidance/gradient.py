@@ -18,18 +18,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from redraft.guidance.classifier_free import clean_vectors, of_vectors
+from redraft.guidance.weights import Weight, check_tilting, tilting_at
 from redraft.models.vectors import ask
 from redraft.processes import Channel, Denoiser, Facts, Gaussian, Process
-from redraft.processes.base import differentiating, per_position
+from redraft.processes.base import differentiating, forwards_at, per_position
 
 LogLikelihood = Callable[[Tensor, Tensor], Tensor]
 """``(z, t) -> log p(y | z)`` of the one y wanted, (B,), differentiable in z (B, L, D); row by row."""
 
 Constraint = Callable[[Tensor], Tensor]
 """``log p`` of tokens (B, L, K) to the log-probability that the constraint holds, (B,)."""
-
-Weight = float | Callable[[Tensor], Tensor | float]
-"""A number, or a function of t (B,), each row's latest time, that gives one, or one a row."""
 
 
 def slope(value: Tensor, z: Tensor, t: Tensor, create_graph: bool = False) -> Tensor:
@@ -66,8 +64,7 @@ class Steered(torch.nn.Module):
         constraints: Sequence[Constraint] = (),
     ) -> None:
         super().__init__()
-        if not callable(weight):
-            check_weight(weight)
+        check_tilting(weight)
         self.process = process if isinstance(process, Channel) else of_vectors(process, "a gradient")
         self.codes = self.process if isinstance(self.process, Gaussian) else None
         if self.codes is None and not (denoiser.facts.vectors and log_likelihood is not None):
@@ -89,7 +86,7 @@ class Steered(torch.nn.Module):
         """log p (B, L, K), or the pushed clean vectors (B, L, D). Errors: ``ValueError`` as ``slope``."""
         if not vectors:
             return self.denoiser(z, t, cond)
-        weight = self._at(t)
+        weight = tilting_at(self.weight, t)[:, None]
         if not bool(weight.any()):
             return clean_vectors(self.denoiser, self.codes, z, t, cond)
         further = torch.is_grad_enabled() and z.requires_grad
@@ -110,22 +107,8 @@ class Steered(torch.nn.Module):
         strength = (weight * sigma**2 / alpha)[..., None]
         return x + (strength * push).to(x)
 
-    def _at(self, t: Tensor) -> Tensor:
-        """The weight at t, float64, with a position axis: (B, 1)."""
-        latest = per_position(t).amax(1)
-        if not callable(self.weight):
-            return torch.full_like(latest, self.weight, dtype=torch.float64)[:, None]
-        found = torch.as_tensor(self.weight(latest), dtype=torch.float64, device=t.device)
-        check_weight(float(found.min()))
-        check_weight(float(found.max()))
-        return found.expand(latest.shape)[:, None]
-
-
-def check_weight(weight: float) -> None:
-    if not 0 <= weight < math.inf:
-        raise ValueError(
-            f"weight={weight}: 0 is no guidance and 1 is p(x | y); for texts of which y does not hold, guide by not-y"
-        )
+    def forwards_at(self, t: Tensor) -> int:
+        return forwards_at(self.denoiser, t)
 
 
 def gradient_guided(

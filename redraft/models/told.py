@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from redraft.processes import Denoiser, Facts, Gaussian, Process
-from redraft.processes.base import per_position
+from redraft.processes.base import forwards_at, per_position
 
 
 class Told:
@@ -31,6 +31,9 @@ class Told:
     def rows(self, chosen: Tensor) -> "Told":
         """What stands for the rows of these numbers alone."""
         return Told(self.denoiser, self.process, self.ids[chosen], self.given[chosen])
+
+    def forwards_at(self, t: Tensor) -> int:
+        return forwards_at(self.denoiser, t)
 
     def __call__(self, z: Tensor, t: Tensor, cond: Any = None, **asked: Any) -> Tensor:
         times = torch.where(self.given, 0.0, per_position(t))

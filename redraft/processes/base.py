@@ -1,6 +1,6 @@
 """The contract every process keeps, and the facts a denoiser declares."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, TypedDict, runtime_checkable
 
@@ -27,7 +27,8 @@ class Facts:
     token vectors; of others it is the mean of what they say (``Gaussian.mean``).
     ``self_conditioned`` denoisers want ``guess`` of ``Condition``: what they said before.
     ``given`` denoisers want ``given`` of ``Condition``: which tokens of the canvas are not theirs to write.
-    ``forwards``: network forwards that one call costs; more than one for denoisers made of denoisers.
+    ``forwards``: network forwards that one call costs; more than one for denoisers made of denoisers. Where it depends
+    on t it is the most, and a method ``forwards_at(t)`` says how many.
     """
 
     posterior: Literal["cavity", "full"] = "cavity"
@@ -55,9 +56,10 @@ class Condition(TypedDict, total=False):
     whose embeddings is read in place of z's own. ``cache``: keys and values of positions before these
     (``models.layers.Cache``), all of which are read; with ``store`` those of these positions are put after them.
     ``labels`` (B,) or (B, L) long: the class that a model trained with classes is told. ``given`` (B, L) bool: which
-    tokens stand there from the start. Among vectors, ``guess`` (B, L, D): what was said of the clean ones before, zeros
-    for nothing; ``gamma`` (B, 1 or L): the noise level itself in place of the one at t, for an objective that moves the
-    schedule by its gradient; ``detached`` (B,) bool: rows from which no gradient is to reach the codebook.
+    tokens stand there from the start. ``guess``: what was said before, zeros for nothing: of vectors the clean ones
+    (B, L, D), of tokens their probabilities (B, L, K). Among vectors, ``gamma`` (B, 1 or L): the noise level itself in
+    place of the one at t, for an objective that moves the schedule by its gradient; ``detached`` (B,) bool: rows from
+    which no gradient is to reach the codebook.
     """
 
     segments: Tensor
@@ -224,6 +226,12 @@ def step_kl(process: Kernel, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor, s: 
     log_ratio = torch.log1p(torch.where(far, 0.0, excess))
     log_ratio = torch.where(far, torch.log(torch.where(far, q, 1.0)) - torch.log(torch.where(far, p, 1.0)), log_ratio)
     return torch.where(possible, p * (excess - log_ratio), q).sum(-1)
+
+
+def forwards_at(denoiser: Denoiser, t: Tensor) -> int:
+    """Network forwards that a call at t costs: ``Facts.forwards``, or what a denoiser of that method says of t."""
+    own: Callable[[Tensor], int] | None = getattr(denoiser, "forwards_at", None)
+    return denoiser.facts.forwards if own is None else own(t)
 
 
 def device_of(denoiser: Denoiser) -> torch.device:

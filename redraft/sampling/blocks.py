@@ -9,7 +9,7 @@ from redraft.processes.base import as_condition, of_rows
 from redraft.randomness import derive
 from redraft.sampling.cost import Cost
 from redraft.sampling.request import Request, first_block
-from redraft.sampling.steps import Ancestors, Callback, Samples, Step
+from redraft.sampling.steps import Ancestors, Callback, Halt, Samples, Step
 from redraft.sampling.window import Window
 from redraft.sampling.writing import ended, samples, write
 
@@ -81,7 +81,7 @@ def _showing(callback: Callback, window: Window, place: tuple[int, int], nfe: in
     """``callback`` for a block, told of the whole canvas: ``place`` is the block's number and how many there are."""
     part = slice(window.start, window.stop)
 
-    def show(step: Step) -> Tensor | Ancestors | None:
+    def show(step: Step) -> Tensor | Ancestors | Halt | None:
         whole = window.text.clone()
         whole[:, part] = step.z
         index, steps = place[0] * step.steps + step.index, place[1] * step.steps
@@ -95,12 +95,16 @@ def _showing(callback: Callback, window: Window, place: tuple[int, int], nfe: in
                 frozen=window.frozen,
                 nfe=nfe + step.nfe,
                 start=window.start,
+                stop=window.stop,
             )
         )
         if said is None:
             return None
-        if isinstance(said, Ancestors):
-            raise ValueError("a callback named ancestors while blocks are written: steer texts that are written whole")
+        if isinstance(said, Ancestors | Halt):
+            raise ValueError(
+                "a callback named ancestors, or ended the run, while blocks are written: both are of texts that are "
+                "written whole"
+            )
         if said.shape != whole.shape:
             raise ValueError(f"the callback returned shape {tuple(said.shape)} for a canvas of {tuple(whole.shape)}")
         return said[:, part]

@@ -47,6 +47,8 @@ def layout(
     """The rows of a canvas. Free positions hold any token, or the text that is to be redrafted."""
     if num < 1:
         raise ValueError(f"num={num}: draw at least one row")
+    if strength is not None and not 0 <= strength <= 1:
+        raise ValueError(f"strength={strength}: pass 0, which changes nothing, to 1, which keeps nothing")
     if _is_list(canvas) or _is_list(frozen):
         found = _several(canvas, frozen)
     elif canvas is None and frozen is None and strength is None:
@@ -113,8 +115,6 @@ def _whole(num: int, canvas: Any, frozen: Any, strength: float | None) -> Rows:
     if canvas is not None:
         canvas = _ids(canvas)
     if strength is not None:
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength={strength}: pass 0, which changes nothing, to 1, which keeps nothing")
         if canvas is None:
             raise ValueError(f"strength={strength} without a text: pass the ids to redraft as canvas")
         frozen = torch.zeros_like(canvas, dtype=torch.bool) if frozen is None else frozen
@@ -216,6 +216,11 @@ class Canvas:
         """Vectors z with the given ones in place without noise, alpha_t x; one that is told sees its own (``Told``)."""
         assert isinstance(self.process, Gaussian)
         return torch.where(self.frozen[..., None], unnoised(self.process, self.ids, t).to(z), z)
+
+    def shared(self, rows: Tensor) -> bool:
+        """Whether row rows[r] is given what row r is, for every r."""
+        same = (self.frozen[rows] == self.frozen) & ((self.ids[rows] == self.ids) | ~self.frozen)
+        return bool(same.all())
 
     def renoised(self, z: Tensor, s: float, t: float) -> Tensor:
         """Draw z at t > s from z at s by the forward process, q(z_t | z_s) of vectors (RePaint's jump back).

@@ -123,9 +123,12 @@ def _cavities(process: Process, denoiser: Query, z: Tensor, s: Tensor, frozen: T
     if not absorbing(process):
         return denoiser(z, s)
     out = torch.zeros(*z.shape, process.K, dtype=torch.float64, device=z.device)
-    for i in (~frozen & (z != process.mask_id)).any(0).nonzero().flatten().tolist():
-        site = torch.full((len(z), 1), i, device=z.device)
-        out[:, i : i + 1] = _alone(process, denoiser, z, s, site, frozen).to(out)
+    assert process.mask_id is not None
+    written = ~frozen & (z != process.mask_id)
+    for i in written.any(0).nonzero().flatten().tolist():
+        site = torch.zeros_like(written)
+        site[:, i] = written[:, i]  # rows in which it is a mask are not asked
+        out[site] = denoiser(z.masked_fill(site, process.mask_id), s, site).to(out)
     return out
 
 

@@ -4,6 +4,11 @@ from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
+from torch import Tensor
+
+from redraft.processes import Denoiser
+from redraft.processes.base import forwards_at
+
 
 @dataclass
 class Cost:
@@ -11,7 +16,8 @@ class Cost:
 
     ``of_rows``: in how many of them each row took part, which is what it would have cost alone. ``positions``: those
     that went in, summed over rows and calls; ``cached``: those that were read from a cache instead. ``written``: tokens
-    on free positions, counted again when written again. ``seconds``: wall time in the ``model``, in a ``callback``,
+    on free positions, counted again when written again. ``classified``: texts that a classifier which guides was asked
+    about, its calls being none of the denoiser's. ``seconds``: wall time in the ``model``, in a ``callback``,
     and in the ``rest``, which is proposing, choosing and writing.
     """
 
@@ -19,6 +25,7 @@ class Cost:
     positions: int = 0
     cached: int = 0
     written: int = 0
+    classified: int = 0
     of_rows: list[int] = field(default_factory=list[int])
     seconds: dict[str, float] = field(default_factory=lambda: {"model": 0.0, "callback": 0.0, "rest": 0.0})
 
@@ -27,13 +34,23 @@ class Cost:
         """Tokens written over forwards, each row's counted: 1 for writing one token a step."""
         return self.written / max(1, sum(self.of_rows))
 
-    def count(self, forwards: int, rows: list[int] | None, positions: int, cached: int = 0) -> None:
-        """A call that asked ``rows``, all if None, about so many positions in all."""
+    def count(
+        self, forwards: int, rows: list[int] | None, positions: int, cached: int = 0, alone: list[int] | None = None
+    ) -> None:
+        """A call that asked ``rows``, all if None, about so many positions in all; ``alone``: each row's own forwards,
+        if those are fewer."""
         self.nfe += forwards
         self.positions += forwards * positions
         self.cached += forwards * cached
-        for row in range(len(self.of_rows)) if rows is None else rows:
-            self.of_rows[row] += forwards
+        for place, row in enumerate(range(len(self.of_rows)) if rows is None else rows):
+            self.of_rows[row] += forwards if alone is None else alone[place]
+
+    def call(self, denoiser: Denoiser, t: Tensor, rows: list[int] | None, positions: int, cached: int = 0) -> None:
+        """A call of ``denoiser`` at t (n,) or (n, L), as ``count``: for what it costs then."""
+        forwards, alone = forwards_at(denoiser, t), None
+        if hasattr(denoiser, "forwards_at") and not bool((t == t[:1]).all()):
+            alone = [forwards_at(denoiser, one) for one in t.split(1)]
+        self.count(forwards, rows, positions, cached, alone)
 
     def add(self, other: "Cost", at: list[int] | None = None) -> None:
         """What followed: ``other`` is of the rows ``at``, of all unless given."""
@@ -41,6 +58,7 @@ class Cost:
         self.positions += other.positions
         self.cached += other.cached
         self.written += other.written
+        self.classified += other.classified
         for row, forwards in zip(range(len(self.of_rows)) if at is None else at, other.of_rows, strict=True):
             self.of_rows[row] += forwards
         for phase, seconds in other.seconds.items():

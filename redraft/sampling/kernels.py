@@ -51,13 +51,12 @@ def greedy_tail(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tens
 # -------------------------------------------------------------------------------------------------------------- euler
 
 
-def euler_kernel(process: Categorical, p0: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """1_z + (t - s) R, clipped at 0 and normalised; (B, L, V). Off the diagonal, rows of R summing to 0,
+def reverse_rates(process: Categorical, p0: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """The rates at which a position leaves z for another state y as t falls, 0 at y = z; (B, L, V).
 
         R(z -> y) = g_t(z) marginal(p0, t)(y) / marginal(p0, t)(z)
 
-    At t = 1, alpha = 0, uniform noise has infinite rates: the step then leaves z
-    for any other token alike, the limit t -> 1.
+    At t = 1, alpha = 0, uniform noise has infinite rates, which are very large here, and alike.
     """
     at = process.coefficients(t)
     flow = at.alpha * at.d_token - at.d_alpha * at.token  # alpha_t g_t(z), finite where g_t is not
@@ -67,10 +66,30 @@ def euler_kernel(process: Categorical, p0: Tensor, z: Tensor, t: Tensor, s: Tens
     over_alpha = noise / at.alpha.to(p0)[..., None].clamp_min(TINY)
     own = process.marginal(p0, t).gather(-1, z[..., None]).clamp_min(TINY)
     rates = flow.to(p0)[..., None] / own * (clean + torch.where(noise > 0, over_alpha, 0.0))
-    jump = (per_position(t - s).to(p0)[..., None] * rates).scatter(-1, z[..., None], 0.0)
+    return rates.scatter(-1, z[..., None], 0.0)
+
+
+def leap(rates: Tensor, z: Tensor, dt: Tensor) -> Tensor:
+    """1_z + dt R, R's rows made to sum to 0 by their diagonal, clipped at 0 and normalised; (B, L, V). dt (B,)."""
+    jump = per_position(dt).to(rates)[..., None] * rates
     stay = (1 - jump.sum(-1, keepdim=True)).clamp_min(0.0)
     probs = jump.scatter(-1, z[..., None], stay)
     return probs / probs.sum(-1, keepdim=True)
+
+
+def euler_kernel(process: Categorical, p0: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """1_z + (t - s) R, the ``reverse_rates`` held fixed over the step; (B, L, V).
+
+    From t = 1 uniform noise leaves z for any other token alike, the limit t -> 1.
+    """
+    return leap(reverse_rates(process, p0, z, t), z, t - s)
+
+
+def with_rates(sampler: str, process: Process) -> Categorical:
+    """The process as one that jumps at rates. Errors: ``ValueError`` for chains, per-token masking, vectors."""
+    if not isinstance(process, Categorical) or process.name == "d3pm":
+        raise misfit(sampler, process, "masked, uniform or hybrid noise in continuous time")
+    return process
 
 
 def euler(
@@ -97,8 +116,7 @@ def euler(
         return ddim(process, denoiser, z, t, s, draw, tau=tau, clamp=clamp)
     if tau != 1 or clamp:
         raise misfit(f"euler:tau={tau},clamp={clamp}", process, "a process of vectors", "euler")
-    if not isinstance(process, Categorical) or process.name == "d3pm":
-        raise misfit("euler", process, "masked, uniform or hybrid noise in continuous time")
+    process = with_rates("euler", process)
     return categorical(euler_kernel(process, draw.probs(denoiser(z, t)), z, t, s), draw.generator)
 
 
@@ -135,8 +153,10 @@ def first_hitting(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Te
         soon = now[rows] > s[rows]
         rows, masked = rows[soon], masked[soon]
         if len(rows):
-            logp, part = denoiser(z, torch.maximum(now, s)), draw.rows(rows)
+            part, where = draw.rows(rows), torch.zeros_like(draw.frozen)
             at = categorical(masked.double()[:, None], part.generator).squeeze(1)
-            z[rows, at] = part.tokens(logp[rows, at][:, None]).squeeze(1)
+            where[rows, at] = True
+            logp = denoiser(z, torch.maximum(now, s), where)
+            z[rows, at] = part.tokens(logp[:, None]).squeeze(1)
             rows = rows[masked.sum(1) > 1]
     return z

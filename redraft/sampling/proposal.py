@@ -99,12 +99,14 @@ def propose(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, 
     """
     assert absorbing(process)
     assert process.mask_id is not None
+    open_ = where
     if draw.revision is not None:
         where = where | draw.revision.reads(z, draw, process.mask_id)
     logp = denoiser(z, t, where)
     given = logp
-    if draw.constraint is not None:
-        found, given = draw.constraint.propose(z, where, logp, draw)
+    if draw.constraint is not None:  # it speaks of masks; what a revision reads stands as it is
+        found, given, masked = z[where], logp.clone(), open_[where]
+        found[masked], given[masked] = draw.constraint.propose(z, open_, logp[masked], draw)
     elif draw.temperature == 0:
         found = logp.argmax(-1)
     else:

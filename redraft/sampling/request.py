@@ -92,6 +92,10 @@ class Request:
                 "a constraint needs a sampler that proposes tokens and writes some: 'low_confidence', 'threshold', "
                 "'random_order'"
             )
+        if constrained and strength is not None:
+            raise ValueError(
+                f"strength={strength} with a constraint, which what is kept of the text may contradict: leave one out"
+            )
         if strength is not None and getattr(self.sampler, "keywords", {}).get("strategy") == "loop":
             raise ValueError(f"strength={strength} with remdm:strategy=loop, which has a clock of its own: use another")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from redraft.errors import unknown
 from redraft.processes import Process
+from redraft.sampling.adaptive import entropy_bounded, factor, hierarchical, klass, threshold
 from redraft.sampling.contract import (
     Draw,
     Query,
@@ -29,10 +30,24 @@ from redraft.sampling.contract import (
     tempered,
 )
 from redraft.sampling.correctors import gibbs, informed
+from redraft.sampling.critic import critic
+from redraft.sampling.editing import Edit, Remask
 from redraft.sampling.flow import churn, ddim, heun
 from redraft.sampling.kernels import ancestral, euler, first_hitting, greedy_tail
+from redraft.sampling.published import entropy, maskgit, maskgit_plus, origin, topk_margin
+from redraft.sampling.renoise import renoise
 from redraft.sampling.revision import dfm, forward_backward, psi, remdm
-from redraft.sampling.selection import confidence, left_to_right, low_confidence, random_order, threshold
+from redraft.sampling.selection import (
+    calibrated,
+    confidence,
+    dilated,
+    left_to_right,
+    low_confidence,
+    positional,
+    random_order,
+    sequential,
+)
+from redraft.sampling.wino import wino
 
 __all__ = [
     "REVISIONS",
@@ -42,31 +57,47 @@ __all__ = [
     "Sampler",
     "Tokens",
     "ancestral",
+    "calibrated",
     "churn",
     "confidence",
+    "critic",
     "ddim",
     "dfm",
+    "dilated",
+    "entropy",
+    "entropy_bounded",
     "euler",
+    "factor",
     "first_hitting",
     "forward_backward",
     "get",
     "gibbs",
     "greedy_tail",
     "heun",
+    "hierarchical",
     "informed",
+    "klass",
     "left_to_right",
     "low_confidence",
+    "maskgit",
+    "maskgit_plus",
     "misfit",
+    "origin",
     "over_tokens",
+    "positional",
     "proposes",
     "proposing",
     "psi",
     "random_order",
     "remdm",
+    "renoise",
     "revises",
     "revising",
+    "sequential",
     "tempered",
     "threshold",
+    "topk_margin",
+    "wino",
 ]
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
@@ -85,15 +116,29 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "dfm": dfm,
     "gibbs": gibbs,
     "informed": informed,
+    "renoise": renoise,
+    "wino": wino,
     "confidence": confidence,
     "left_to_right": left_to_right,
     "low_confidence": low_confidence,
     "random_order": random_order,
+    "sequential": sequential,
+    "positional": positional,
+    "dilated": dilated,
+    "origin": origin,
+    "maskgit_plus": maskgit_plus,
+    "topk_margin": topk_margin,
+    "entropy": entropy,
+    "maskgit": maskgit,
     "threshold": threshold,
+    "factor": factor,
+    "entropy_bounded": entropy_bounded,
+    "klass": klass,
+    "hierarchical": hierarchical,
 }
 """``analytic`` and ``cached`` are ``ancestral``, which says why."""
 
-REVISIONS: dict[str, Callable[..., Revision]] = {}
+REVISIONS: dict[str, Callable[..., Revision]] = {"edit": Edit, "remask": Remask}
 """What may be joined to a sampler that proposes, ``"threshold:tau=0.5+edit:tau=0.9"``: classes of their options."""
 
 _BOOLS = {"true": True, "false": False}

@@ -16,7 +16,9 @@ class Step:
     """What a callback sees after a step from t to s: ``z`` now, and ``tokens`` (B, L) to show (ids, masks included).
 
     ``frozen`` (B, L) marks the given tokens; ``nfe`` counts denoiser calls so far; ``rows`` are the numbers of these
-    rows among all that ``sample`` draws, which draws those of one shape together.
+    rows among all that ``sample`` draws, which draws those of one shape together; ``over`` (B,) bool says which of them
+    were finished before the step, and have gone through it unchanged. Positions from ``start`` to ``stop`` (L if None)
+    are those at work, a block perhaps; ``offset`` is where the canvas begins in its text, a window of a longer one.
     """
 
     index: int
@@ -30,12 +32,15 @@ class Step:
     rows: list[int] = field(default_factory=list[int])
     start: int = 0
     _said: tuple[Tensor, Tensor | None] | None = field(default=None, repr=False)
+    over: Tensor | None = None
+    stop: int | None = None
+    offset: int = 0
 
     @property
     def confidence(self) -> Tensor:
         """p of the tokens that stand now, by what was said of the canvas before the step; nan where nothing was said of
         a position, or a mask stands there. (B, L) float."""
-        where, logp = self._law()
+        where, logp = self.law
         ids = self.tokens[where]
         inside = ids < logp.shape[-1]
         p = log_prob_of(ids.clamp_max(logp.shape[-1] - 1), logp).exp().float()
@@ -44,10 +49,13 @@ class Step:
     @property
     def entropy(self) -> Tensor:
         """Entropy of what was said of each position before the step, nats; nan where nothing was. (B, L) float."""
-        where, logp = self._law()
+        where, logp = self.law
         return self._spread(where, torch.special.entr(logp.exp()).sum(-1).float())
 
-    def _law(self) -> tuple[Tensor, Tensor]:
+    @property
+    def law(self) -> tuple[Tensor, Tensor]:
+        """What the denoiser last said: of the positions where (B, L) bool, log p (n, K) in their row-major order, as
+        the reverse kernel wants it (``Facts.posterior``: the cavity), before temperature and cuts."""
         where = torch.zeros_like(self.frozen)
         if self._said is None:
             return where, torch.zeros(0, 1, device=self.frozen.device)
@@ -69,7 +77,14 @@ class Ancestors:
     rows: Tensor
 
 
-Callback = Callable[[Step], Tensor | Ancestors | None]
+@dataclass(frozen=True)
+class Halt:
+    """What a callback returns to end the run there: the canvas stays as it stands, or as ``z``, masks included."""
+
+    z: Tensor | None = None
+
+
+Callback = Callable[[Step], Tensor | Ancestors | Halt | None]
 """Called after every step; a returned tensor of z's shape replaces the canvas (frozen tokens are put back)."""
 
 

@@ -20,6 +20,7 @@ from redraft.models.layers import Cache
 from redraft.processes import Denoiser, Facts
 from redraft.processes.base import Condition, as_condition, of_rows, per_position
 from redraft.sampling.cost import Clock, Cost
+from redraft.sampling.shadow import shadowed
 from redraft.sampling.speak import speak
 
 CACHES = ("prefix", "dual")
@@ -63,6 +64,8 @@ class Window:
         """Go on to the positions from start to stop."""
         self.start, self.stop = start, stop
         self.age.fill_(-1)
+        if not self.causal:  # what was kept lay round another block, and need not have this one's shape
+            self.cache = None
 
     def take_in(self, start: int, stop: int, cost: Cost, rows: list[int]) -> None:
         """Remember the finished blocks from start to stop of a block model: one clean pass, if it caches at all.
@@ -83,7 +86,10 @@ class Window:
         cost.count(self.facts.forwards, rows, ids.numel(), len(ids) * start)
 
     def ask(self, z: Tensor, t: Tensor, cond: Any, where: Tensor | None, rows: Tensor, cost: Cost) -> Tensor:
-        """log p of the block z (n, W) of the rows ``rows`` (n,): (n, W, K), or (m, K) of the positions ``where``."""
+        """log p of the block z (n, W) of the rows ``rows`` (n,): (n, W, K), or (m, K) of the positions ``where``.
+
+        Those of a block and its shadow (``sampling.shadow``) if ``where`` is (n, 2 W).
+        """
         told = as_condition(cond)
         if self.keep is not None and not self.causal:
             return self._kept(z, t, told, where, rows, cost)
@@ -139,13 +145,29 @@ class Window:
                 t = torch.cat([t.new_zeros(len(z), block.start), t], dim=1)
         else:
             told |= {"cache": cache, "store": True} if store else {"cache": cache}
-        place = torch.zeros_like(whole, dtype=torch.bool)
-        place[:, block] = True if where is None else where
+        place, width = torch.zeros_like(whole, dtype=torch.bool), z.shape[1]
+        place[:, block] = True if where is None else where[:, :width]
         kept = 0 if cache is None or store else self.text.shape[1] if self.keep == "dual" else read[1]
-        cost.count(self.facts.forwards, rows.tolist(), whole.numel(), len(z) * max(0, kept - whole.shape[1]))
+        kept = max(0, kept - whole.shape[1])
+        if where is not None and where.shape[1] > width:
+            assert self.facts.mask_id is not None
+            free = ~self.frozen[rows, self.start : self.stop]
+            whole, told = shadowed(whole, free, self.facts.mask_id, told, block, read[0], kept)
+            place = torch.cat([place, where[:, width:]], 1)
+        passed = whole.numel(), len(z) * kept
+        if store:  # every part of a denoiser made of several keeps what it will need later
+            cost.count(self.facts.forwards, rows.tolist(), *passed)
+        else:
+            cost.call(self.denoiser, t, rows.tolist(), *passed)
         with Clock(cost, "model"):
             out = speak(self.denoiser, whole, t, place, told or None)
         return out if where is not None else out.unflatten(0, z.shape)
+
+    def around(self, z: Tensor) -> Tensor:
+        """The canvas with the block z (B, W) in its place, (B, L)."""
+        whole = self.text.clone()
+        whole[:, self.start : self.stop] = z
+        return whole
 
     def only(self, rows: Tensor) -> "Window":
         """The same for the rows of these numbers."""

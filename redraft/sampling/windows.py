@@ -1,6 +1,7 @@
 """Texts longer than a model's context: a window that slides over the text (semi-autoregressive sampling)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -13,7 +14,7 @@ from redraft.sampling.canvas import convention
 from redraft.sampling.cost import Cost
 from redraft.sampling.loop import sample
 from redraft.sampling.request import Writing
-from redraft.sampling.steps import Samples
+from redraft.sampling.steps import Callback, Samples
 
 
 def semi_autoregressive(
@@ -41,8 +42,8 @@ def semi_autoregressive(
     context says all (a Markov chain of that order), and approximates it elsewhere.
 
     ``steps`` are those of each window. Window k of row r draws from derive(seeds[r], k), the first from seeds[r]: a
-    text that fits into one window is ``sample``'s. ``callback`` sees each window for itself. The other options are
-    those of ``sample``.
+    text that fits into one window is ``sample``'s. ``callback`` sees each window for itself, ``Step.offset``
+    says where it begins. The other options are those of ``sample``.
 
     Errors: ``ValueError`` for a stride below 1 or not below ``window``, and those of ``sample``.
     """
@@ -59,10 +60,13 @@ def semi_autoregressive(
         raise ValueError(f"prompt of shape {tuple(start.shape)}: pass one sequence of ids")
     text = torch.cat([start, start.new_zeros(length)]).repeat(len(seeds), 1)
     done, number, cost = len(start), 0, Cost(of_rows=[0] * len(seeds))
+    callback = options.get("callback")
     logp = torch.full(text.shape, torch.nan, dtype=torch.float64, device=device)
     while done < text.shape[1]:
         stop = min(text.shape[1], max(window, done + stride))
         first = max(0, stop - window)
+        if callback is not None:
+            options["callback"] = _placed(callback, first, cost.nfe)
         found = sample(
             process,
             denoiser,
@@ -81,3 +85,8 @@ def semi_autoregressive(
         cost.add(found.cost)
         done, number = stop, number + 1
     return Samples(text, list(seeds), cost, [text.shape[1]] * len(text), logp, options.get("cache") is not None)
+
+
+def _placed(callback: Callback, offset: int, nfe: int) -> Callback:
+    """``callback`` for the window that begins at ``offset``, after so many calls."""
+    return lambda step: callback(replace(step, offset=offset, nfe=nfe + step.nfe))

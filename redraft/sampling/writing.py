@@ -16,8 +16,8 @@ from redraft.sampling.cost import Clock, Cost
 from redraft.sampling.proposal import propose
 from redraft.sampling.query import Asked
 from redraft.sampling.request import DEFAULT_STEPS, Request
-from redraft.sampling.samplers import Revised
-from redraft.sampling.steps import Ancestors, Samples, Step
+from redraft.sampling.samplers import Revised, Sampler
+from redraft.sampling.steps import Ancestors, Halt, Samples, Step
 from redraft.sampling.window import Window
 
 
@@ -47,18 +47,19 @@ def write(request: Request, ids: Tensor, frozen: Tensor, seeds: list[int]) -> Sa
     )
     draw = Draw(frozen, generators, request.temperature, request.top_p, request.top_k, constraint=request.constraint)
     with Clock(cost, "rest"):
-        z = _refined(request, board, query, draw)
-        tokens = board.shown(_finish(process, query, z, draw))
+        z, halted = _refined(request, board, query, draw)
+        tokens = board.shown(_shown(z, query) if halted else _finish(process, query, z, draw))
     return samples(request, tokens, frozen, seeds, cost, draw.memory)
 
 
-def _refined(request: Request, board: Canvas, query: Asked, draw: Draw) -> Tensor:
-    """z at the last time."""
+def _refined(request: Request, board: Canvas, query: Asked, draw: Draw) -> tuple[Tensor, bool]:
+    """z at the last time, or when the callback ended the run; and whether it did."""
     process, sampler = request.process, request.sampler
     times = _times(request, board.frozen)
     z = board.put_back(board.begin(), times[0])
     for index, (t, s) in enumerate(pairwise(times)):
-        if (_finished(process, z) and not revises(sampler)) or _done(draw):
+        over = _over(process, sampler, z, draw)
+        if bool(over.all()):
             break
         t_rows, s_rows = (torch.full((len(z),), value, dtype=torch.float64, device=z.device) for value in (t, s))
         before = z
@@ -68,33 +69,37 @@ def _refined(request: Request, board: Canvas, query: Asked, draw: Draw) -> Tenso
         if not process.vectors:
             query.cost.written += int(((z != before) & (z != process.mask_id)).sum())
         if request.callback is not None:
-            z = _called(request, board, query, draw, z, Place(index, len(times) - 1, t, s))
+            z, halted = _called(request, board, query, draw, z, Place(index, len(times) - 1, t, s, over))
+            if halted:
+                return z, True
         if request.stop is not None and not revises(sampler):
             z = ended(process, z, board.frozen, request.stop)
-    return z
+    return z, False
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which step this is, of how many, and its times."""
+    """Which step this is, of how many, and its times; and which rows were finished before it, (B,) bool."""
 
     index: int
     steps: int
     t: float
     s: float
+    over: Tensor
 
 
-def _called(request: Request, board: Canvas, query: Asked, draw: Draw, z: Tensor, place: Place) -> Tensor:
-    """z after the callback has seen it, and done with it what it may."""
+def _called(request: Request, board: Canvas, query: Asked, draw: Draw, z: Tensor, place: Place) -> tuple[Tensor, bool]:
+    """z after the callback has seen it, and done with it what it may; and whether it ends the run."""
     assert request.callback is not None
-    shown = board.shown(z if query.tokens is None else query.tokens)
-    step = Step(
-        place.index, place.steps, place.t, place.s, z, shown, board.frozen, query.cost.nfe, request.rows, 0, query.said
-    )
+    shown = board.shown(_shown(z, query))
+    told = z, shown, board.frozen, query.cost.nfe, request.rows, 0, query.said, place.over
+    step = Step(place.index, place.steps, place.t, place.s, *told)
     with Clock(query.cost, "callback"):
         said = request.callback(step)
+    halted = isinstance(said, Halt)
+    said = said.z if isinstance(said, Halt) else said
     if said is None:
-        return z
+        return z, halted
     if isinstance(said, Ancestors):
         rows = said.rows.to(z.device)
         if rows.shape != (len(z),) or not 0 <= int(rows.min()) <= int(rows.max()) < len(z):
@@ -102,8 +107,14 @@ def _called(request: Request, board: Canvas, query: Asked, draw: Draw, z: Tensor
         query.follow(rows)
         for name, value in draw.memory.items():
             draw.memory[name] = value[rows]
-        return board.put_back(z[rows], place.s)
-    return board.put_back(checked(request.process, said, z), place.s)
+        # what is given stands in the ancestor already; to noise it afresh would change rows that stay what they were
+        return (z[rows] if board.shared(rows) else board.put_back(z[rows], place.s)), False
+    return board.put_back(checked(request.process, said, z), place.s), halted
+
+
+def _shown(z: Tensor, query: Asked) -> Tensor:
+    """The tokens to show of z; of vectors those last thought likeliest."""
+    return z if query.tokens is None else query.tokens
 
 
 def ended(process: Process, z: Tensor, frozen: Tensor, stop: int) -> Tensor:
@@ -138,15 +149,12 @@ def _times(request: Request, frozen: Tensor) -> list[float]:
     return times.tolist()
 
 
-def _done(draw: Draw) -> bool:
-    """Whether the sampler says so of every row."""
-    return "done" in draw.memory and bool(draw.memory["done"].all())
-
-
-def _finished(process: Process, z: Tensor) -> bool:
-    """Whether all is written, where masks are the only noise."""
-    only_masks = absorbing(process) or isinstance(process, PerToken)
-    return only_masks and not bool((z == process.mask_id).any())
+def _over(process: Process, sampler: Sampler, z: Tensor, draw: Draw) -> Tensor:
+    """The rows that are finished, (B,) bool: all is written where masks are the only noise, or the sampler says so."""
+    over = draw.memory.get("done", torch.zeros(len(z), dtype=torch.bool, device=z.device))
+    if revises(sampler) or not (absorbing(process) or isinstance(process, PerToken)):
+        return over
+    return over | ~(z == process.mask_id).any(1)
 
 
 def _finish(process: Process, query: Asked, z: Tensor, draw: Draw) -> Tensor:

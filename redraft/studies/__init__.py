@@ -12,8 +12,8 @@ from redraft.studies.findings import Conclusion, Finding
 from redraft.studies.report import check_plotting, write_report
 from redraft.studies.runner import WORKERS, Budget, Cell, Record, Study, run_cells
 
-STUDIES = ("gaussian", "hybrid", "lineage")
-"""Each is the ``STUDY`` of its own module here, which is imported when asked for."""
+STUDIES = ("gaussian", "hybrid", "lineage", "schedules", "self-correction")
+"""Each is the ``STUDY`` of its own module here (- is _ there), which is imported when asked for."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def get(name: str) -> Study:
     """The study of a name. Errors: ``ValueError`` naming the nearest."""
     if name not in STUDIES:
         raise unknown("study", name, STUDIES)
-    study = import_module(f"redraft.studies.{name}").STUDY
+    study = import_module(f"redraft.studies.{name.replace('-', '_')}").STUDY
     assert isinstance(study, Study)
     return study
 

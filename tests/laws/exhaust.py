@@ -1,7 +1,8 @@
 """The exact law of code that draws: run it once for every outcome of its categorical draws, with its probability.
 
-Nothing of a sampler is written a second time here: what runs is the package's own code, with ``categorical`` replaced
-by one that takes a told outcome and notes how probable it was. Uniform draws (``rand``) are not enumerated.
+Nothing of a sampler is written a second time here: what runs is the package's own code, with ``categorical`` and
+``categorical_at`` replaced by what takes a told outcome and notes how probable it was. Uniform draws (``rand``) are not
+enumerated.
 """
 
 import sys
@@ -36,25 +37,34 @@ class _Told:
             self.path.append(0)
         outcome = self.path[len(self.sizes)]
         self.sizes.append(size**positions)
-        ids = sequences(size, positions)[outcome].expand(rows, -1)
+        ids = sequences(size, positions)[outcome].expand(rows, -1) if positions else probs.new_zeros(rows, 0).long()
         share = probs.double() / probs.double().sum(-1, keepdim=True)
         self.weight = self.weight * share.gather(-1, ids[..., None]).squeeze(-1).prod(1)
         if not bool((self.weight > 0).any()):
             raise _ImpossibleError
         return ids
 
+    def at(self, probs: Tensor, where: Tensor, generators: object) -> Tensor:
+        """``categorical_at``: outcomes of the columns some row has marked; where a row has not, any is as good."""
+        columns = where.any(0)
+        full = torch.full((*where.shape, probs.shape[-1]), 1 / probs.shape[-1], dtype=torch.float64)
+        full[where] = probs.double()
+        return self(full[:, columns], generators)[where[:, columns]]
+
 
 def outcomes(run: Callable[[], Tensor], rows: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(what ``run`` returns, the probability of that in each of its rows) for every sequence of outcomes."""
-    users = [module for name, module in sys.modules.items() if name.startswith("redraft.")]
-    users = [module for module in users if getattr(module, "categorical", None) is randomness.categorical]
+    names = ("categorical", "categorical_at")
+    modules = [module for name, module in sys.modules.items() if name.startswith("redraft.")]
+    users = [(module, name) for module in modules for name in names
+             if getattr(module, name, None) is getattr(randomness, name)]  # fmt: skip
     path: list[int] = []
     while True:
         told = _Told(path, rows)
         result = None
         with ExitStack() as stack, suppress(_ImpossibleError):
-            for module in users:
-                stack.enter_context(patch.object(module, "categorical", told))
+            for module, name in users:
+                stack.enter_context(patch.object(module, name, told if name == "categorical" else told.at))
             result = run()
         if result is not None:
             yield result, told.weight
@@ -70,11 +80,11 @@ def remembering(denoiser: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The same denoiser, asked once about the same (z, t): outcomes differ after the call more often than before it."""
     known: dict[tuple[object, ...], Tensor] = {}
 
-    def ask(z: Tensor, t: Tensor) -> Tensor:
+    def ask(z: Tensor, t: Tensor, where: Tensor | None = None) -> Tensor:
         key = (z.shape, z.numpy().tobytes(), t.numpy().tobytes())
         if key not in known:
             known[key] = denoiser(z, t)
-        return known[key]
+        return known[key] if where is None else known[key][where]
 
     return ask
 

@@ -138,7 +138,12 @@ def test_informed_scores_a_masked_token_without_showing_it():
     z = torch.tensor([[0, 1], [2, 2]])
     s = torch.full((2,), 0.3, dtype=torch.float64)
     draw = Draw(torch.tensor([[False, False], [True, False]]), torch.Generator().manual_seed(0))
-    result = samplers.informed(process, Watching(process), z, s, s, draw, k=2)
+    watching = Watching(process)
+
+    def query(z, t, where=None):
+        return watching(z, t) if where is None else watching(z, t)[where]
+
+    result = samplers.informed(process, query, z, s, s, draw, k=2)
     assert seen == [[0, 0], [1, 0], [1, 1]]  # the predictor's call; then each position, but never a given token
     assert result[1, 0] == 2
     assert (result < 3).all()

@@ -232,7 +232,7 @@ def test_cfg_combines_any_prediction_alike(predicts):
 
 def test_bad_weights_are_refused():
     for weight in (math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"cfg weight={weight}"):
+        with pytest.raises(ValueError, match=f"weight={weight}"):
             cfg(exact(noise()), exact(noise()), weight=weight)
 
 

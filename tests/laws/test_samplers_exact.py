@@ -158,7 +158,8 @@ def test_t17_the_next_event_is_at_any_masked_position_alike():
     def run() -> torch.Tensor:
         told = iter((0.5, 1e-9))
         with patch.object(kernels, "rand", lambda shape, generators, device: torch.full(shape, next(told)).double()):
-            return first_hitting(process, lambda z, t: p.log().expand(1, 4, 3), z, t, s, Draw(frozen, None))
+            said = lambda z, t, where: p.log().expand(1, 4, 3)[where]  # noqa: E731
+            return first_hitting(process, said, z, t, s, Draw(frozen, None))
 
     law = torch.zeros(4, 3, dtype=torch.float64)
     for result, weight in outcomes(run, 1):
@@ -173,7 +174,7 @@ def test_first_hitting_has_no_memory_of_its_grid():
     process = processes.masked(3)
     t, s, rows = torch.full((4000,), 1.0).double(), torch.full((4000,), 0.5).double(), 4000
     z, counts = torch.full((rows, 6), 3), []
-    uniform = lambda z, t: torch.zeros(*z.shape, 3).log_softmax(-1)  # noqa: E731
+    uniform = lambda z, t, where: torch.zeros(int(where.sum()), 3).log_softmax(-1)  # noqa: E731
     frozen = torch.zeros_like(z, dtype=torch.bool)
     middle = torch.full_like(t, 0.75)
     for grid in ((t, s), (t, middle, s)):

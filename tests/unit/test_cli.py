@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from redraft import __version__, listing
 from redraft.cli import app
 from redraft.options import split_fields
+from redraft.trace import Frame, Record, Row
 
 OWN = ["--out", "--resume", "--json", "--help"]
 
@@ -54,7 +55,41 @@ def test_version():
 def test_no_command_shows_the_help():
     shown = run()
     assert shown.exit_code == 0
-    assert all(name in shown.stdout for name in ("train", "generate", "infill", "edit", "evaluate", "list"))
+    assert all(name in shown.stdout for name in ("train", "generate", "infill", "edit", "replay", "evaluate", "list"))
+
+
+def test_replay_shows_and_converts_a_saved_trace(tmp_path):
+    drafts, rows = ([0, 1], [0, 2]), {}
+    for number in (0, 2):
+        frames = [
+            Frame("step", k, 2, 1 - k / 2, 0.5 - k / 2, k + 1, tuple(ids), (0.5, 0.25), (0.1, 0.2), ("kept", "written"))
+            for k, ids in enumerate(drafts)
+        ]
+        rows[number] = Row(number, frames=frames[number // 2 :])
+    Record({0: "we", 1: "are", 2: "not"}, joint=" ", rows=rows).save(tmp_path / "x.json")
+    shown = run("replay", str(tmp_path / "x.json"))
+    assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout.splitlines()[:2] == ["step 1/2  t=0.50  we are", "step 2/2  t=0.00  we not"]
+    assert run("replay", str(tmp_path / "x.json"), "--row", "3").stdout.splitlines()[0].startswith("step 2/2")
+    saved = run("replay", str(tmp_path / "x.json"), "--html", str(tmp_path / "x.html"))
+    assert (saved.exit_code, saved.stdout) == (0, "")
+    assert (tmp_path / "x.html").read_text("utf-8").startswith("<!doctype html>")
+    pytest.importorskip("matplotlib")
+    assert run("replay", str(tmp_path / "x.json"), "--png", str(tmp_path / "x.png"), "--row", "3").exit_code == 0
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "y.json").write_text("{}")
+    for arguments, said in (
+        (["x.json", "--row", "2"], "text 2 is not in the trace: it has 1, 3"),
+        (["x.json", "--speed", "-1"], "speed=-1"),
+        (["x.json", "--html", "x.png"], "--html"),
+        (["x.json", "--png", "nowhere/x.png"], "--png"),
+        (["y.json"], "it is no trace"),
+        (["z.json"], "z.json: No such file"),
+    ):
+        paths = [str(tmp_path / one) if "." in one else one for one in arguments]
+        done = run("replay", *paths)
+        assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.output
+        assert said in done.stderr
 
 
 def test_other_names_of_a_sampler_say_whose_they_are():

@@ -217,13 +217,21 @@ def test_hugging_face_without_a_mask_gets_one(tmp_path: Path):
         ("[MASK:" + "9" * 5000 + "]", None),
         ("[MASK:-1]", None),
         ("[MASK:three]", None),
+        ("a [MASK:2-6] b[MASK:3-3]", ["a ", range(2, 7), " b", 3]),
+        (r"\[MASK:2-6] [MASK]", ["[MASK:2-6] ", 1]),
+        ("[MASK:6-2]", None),
+        ("[MASK:0-2]", None),
+        ("[MASK:2-]", None),
+        ("[MASK:-2]", None),
+        ("[MASK:1-2-3]", None),
+        ("[MASK:1-100001]", None),
         ("[MASK:]", None),
         ("[MASK:²]", None),
         (r"\[MASK]", None),
         ("", None),
     ],
 )
-def test_templates(text: str, parts: list[str | int] | None):
+def test_templates(text: str, parts: list[str | int | range] | None):
     if parts is None:
         with pytest.raises(ValueError, match=r"no span: write|no \[MASK\] in the template") as caught:
             parse_template(text)
@@ -235,6 +243,82 @@ def test_templates(text: str, parts: list[str | int] | None):
 def test_encode_template():
     tokenizer = build_tokenizer("bytes")
     assert tokenizer.encode_template(r"a[MASK:2]\[MASK]") == [97, None, None, *b"[MASK]"]
+
+
+def test_encode_templates_of_unknown_lengths():
+    tokenizer = build_tokenizer("bytes")
+    rows = tokenizer.encode_templates("a[MASK:1-2]b[MASK]c[MASK:2-3]")
+    assert list(rows) == [(1, 2), (1, 3), (2, 2), (2, 3)]
+    assert rows[2, 3] == [97, None, None, 98, None, 99, None, None, None]
+    assert tokenizer.encode_templates("a[MASK:2]") == {(): [97, None, None]}
+    assert len(tokenizer.encode_templates("[MASK:1-64]")) == 64
+    with pytest.raises(ValueError, match=r"65 combinations of lengths in '\[MASK:1-65\]'.*to 64 at most"):
+        tokenizer.encode_templates("[MASK:1-65]")
+    with pytest.raises(ValueError, match="2 lengths are possible of"):
+        tokenizer.encode_template("[MASK:1-2]")
+    assert build_tokenizer("toy").encode_templates("our [MASK:1-2] s")[(1,)] == [3, None, 11, 12, 12, 12]
+
+
+def test_a_token_by_its_text():
+    bytes_, bpe = build_tokenizer("bytes"), build_tokenizer("bpe", ["the cat " * 50], vocab=270)
+    assert [bytes_.token(one) for one in ("a", "[EOS]", "[MASK]")] == [97, 256, 257]
+    assert bpe.tokens([bpe.token(" cat")]) == [" cat"]
+    assert build_tokenizer("toy").token("dog") == build_tokenizer("toy").encode("dog", pad=False)[0]
+    with pytest.raises(ValueError, match=r"'ab' is 2 tokens, \['a', 'b'\]"):
+        bytes_.token("ab")
+    with pytest.raises(ValueError, match="'' is 0 tokens"):
+        bytes_.token("")
+
+
+def test_passages_of_a_text():
+    bytes_, toy_ = build_tokenizer("bytes"), build_tokenizer("toy")
+    assert bytes_.encode_passages("aéb", [(1, 2)]) == ([97, 0xC3, 0xA9, 98], [False, True, True, False])
+    assert bytes_.encode_passages("abcd", [(2, 4), (0, 1)])[1] == [True, False, True, True]
+    ids, inside = toy_.encode_passages("our dog is", [(3, 7)])
+    assert (ids, inside) == (toy_.encode("our dog is"), [False, True, False, False, False, False])
+    bpe = build_tokenizer("bpe", ["the cat sat " * 50], vocab=270)
+    text = "the cat sat"
+    ids, inside = bpe.encode_passages(text, [(3, 7)])
+    assert ids == bpe.encode(text)
+    assert bpe.decode([i for i, one in zip(ids, inside, strict=True) if one]) == " cat"
+    apart, inside = bpe.encode_passages(text, [(4, 6)])  # inside a token
+    assert apart != ids
+    assert bpe.decode(apart) == text
+    assert bpe.decode([i for i, one in zip(apart, inside, strict=True) if one]) == "ca"
+    for spans in ([(4, 4)], [(-1, 3)], [(0, 12)], [(5, 3)], []):
+        with pytest.raises(ValueError, match="of a text of 11 characters: pass 0 <= start < stop"):
+            bpe.encode_passages(text, spans)
+    with pytest.raises(ValueError, match="passages overlap"):
+        bpe.encode_passages(text, [(0, 4), (3, 6)])
+
+
+@given(st.text(min_size=1), st.data())
+def test_a_passage_has_its_letters_and_no_others(text: str, data: st.DataObject):
+    start = data.draw(st.integers(0, len(text) - 1))
+    stop = data.draw(st.integers(start + 1, len(text)))
+    for tokenizer in _any_text:
+        ids, inside = tokenizer.encode_passages(text, [(start, stop)])
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode([i for i, one in zip(ids, inside, strict=True) if one]) == text[start:stop]
+
+
+def test_what_spells_a_mask_of_hugging_face_is_text(tmp_path: Path):
+    pytest.importorskip("transformers")
+    backend = tokenizers.Tokenizer(models.BPE(vocab={**module.BYTE_OF, "<m>": 256}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "mask_token": "<m>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = build_tokenizer(str(tmp_path))
+    text = "a <m> [MASK] b"
+    ids = tokenizer.encode(text)
+    assert tokenizer.mask_id not in ids
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode([97, 256, 98]) == "a[MASK]b"
+    assert tokenizer.encode_template(r"<m>\[MASK][MASK:2]") == [*b"<m>[MASK]", None, None]
+    assert tokenizer.encode_passages(text, [(2, 5)])[1] == [2 <= i < 5 for i in range(len(text))]
+    assert tokenizer.token("<m>") == tokenizer.mask_id
 
 
 def test_the_sample_for_bpe_is_bounded_and_spread():

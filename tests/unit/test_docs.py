@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from redraft import objectives, recipes, runs
+from redraft import objectives, recipes, runs, studies
 from redraft.dglm.config import DGLMConfig
+from redraft.sampling.samplers import REVISIONS, SAMPLERS, proposes
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -68,8 +69,14 @@ def test_fields_exist(page):
 
 @pytest.mark.parametrize(
     ("page", "names"),
-    [("recipes.md", recipes.RECIPES), ("objectives.md", objectives.OBJECTIVES)],
-    ids=["recipes", "objectives"],
+    [
+        ("recipes.md", recipes.RECIPES),
+        ("objectives.md", objectives.OBJECTIVES),
+        ("decoding.md", [name for name in SAMPLERS if proposes(SAMPLERS[name])] + [*REVISIONS]),
+        ("sampling.md", [name for name, sampler in SAMPLERS.items() if not proposes(sampler)]),
+        ("studies.md", studies.STUDIES),
+    ],
+    ids=["recipes", "objectives", "decoding", "sampling", "studies"],
 )
 def test_every_name_has_its_line(page, names):
     text = (ROOT / "docs" / page).read_text("utf-8")

@@ -66,7 +66,7 @@ def test_rows_that_did_not_change_are_asked_once_and_counted_in_full(weight):
 def test_weights_of_both_sides_are_weights_of_the_pair():
     """So a guided denoiser stands where its networks stand, and moves with them."""
     model, process = network(rd.masked(13)), rd.masked(13)
-    pair = rd.cfg(model, guidance.hiding(model, torch.zeros(4, dtype=torch.bool)), weight=2.0)
+    pair = rd.cfg(model, rd.cfg(rd.unprompted(model), rd.doubting(model, 0.5), weight=2.0), weight=2.0)
     assert {id(weight) for weight in pair.parameters()} == {id(weight) for weight in model.parameters()}
     assert device_of(pair.to("meta")).type == "meta"
     assert process.mask_id == pair.facts.mask_id
@@ -107,28 +107,56 @@ def test_the_time_is_told_if_either_side_reads_it():
     assert not rd.cfg(one, other, weight=1.0).facts.time_conditioned
 
 
-def test_hiding_shows_masks_and_nothing_else():
-    class Echo:
-        facts = Facts(mask_id=5)
+class Echo:
+    """Says that all tokens are alike; keeps what it was shown and told."""
 
-        def __call__(self, z, t, cond=None):
-            self.seen = z
-            return torch.zeros(*z.shape, 5).log_softmax(-1)
+    def __init__(self, **facts):
+        self.facts, self.seen, self.told = Facts(mask_id=5, **facts), [], []
 
+    def __call__(self, z, t, cond=None):
+        self.seen.append(z.tolist())
+        self.told.append(cond)
+        return torch.zeros(*z.shape, 5).log_softmax(-1)
+
+
+def test_unprompted_shows_masks_for_what_is_given_and_nothing_else():
     echo = Echo()
-    hidden = guidance.hiding(echo, torch.tensor([True, False, True]))
-    hidden(torch.tensor([[1, 2, 5], [4, 5, 3]]), torch.full((2,), 0.5))
-    assert echo.seen.tolist() == [[5, 2, 5], [5, 5, 5]]
-    with pytest.raises(ValueError, match="3 positions in texts of 4"):
-        hidden(torch.zeros(1, 4, dtype=torch.long), torch.ones(1))
-    hidden(torch.tensor([[1, 2]]), torch.ones(1))
-    assert echo.seen.tolist() == [[5, 2]]
-    for where in (torch.tensor([1, 0, 1]), torch.zeros(2, 3, dtype=torch.bool)):
-        with pytest.raises(ValueError, match="one for all rows"):
-            guidance.hiding(echo, where)
-    echo.facts = Facts(mask_id=None)
-    with pytest.raises(ValueError, match="knows \\[MASK\\]"):
-        guidance.hiding(echo, torch.tensor([True, False, True]))
+    hidden = rd.unprompted(echo)
+    assert hidden.facts == replace(echo.facts, given=True)
+    given = torch.tensor([[True, False, False], [True, False, True]])
+    hidden(torch.tensor([[1, 2, 5], [4, 5, 3]]), torch.full((2,), 0.5), {"given": given})
+    assert echo.seen == [[[5, 2, 5], [5, 5, 5]]]
+
+
+def test_who_hides_must_be_told_what_is_given_and_know_a_mask():
+    z, t = torch.tensor([[1, 2, 5]]), torch.ones(1)
+    sides = rd.cfg(Echo(), rd.unprompted(Echo()), weight=2.0), rd.cfg(Echo(), rd.doubting(Echo(), 0.5), weight=2.0)
+    for one in (rd.unprompted(Echo()), *sides):
+        with pytest.raises(ValueError, match="told by sample which tokens are given"):
+            one(z, t)
+    with pytest.raises(ValueError, match=r"the second of cfg\(denoiser, doubting\)"):
+        rd.sample(rd.masked(5), rd.doubting(Echo(), 0.5), length=3, steps=1)
+    for share in (0.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match="share="):
+            rd.doubting(Echo(), share)
+    unmasked = Echo()
+    unmasked.facts = Facts(mask_id=None)
+    for method in (rd.unprompted, lambda denoiser: rd.doubting(denoiser, 0.5)):
+        with pytest.raises(ValueError, match="knows \\[MASK\\]"):
+            method(unmasked)
+
+
+def test_both_sides_are_told_of_the_canvas_and_one_what_is_wanted():
+    one, other = Echo(given=True), Echo()
+    z, t, given = torch.tensor([[1, 5]]), torch.ones(1), torch.tensor([[True, False]])
+    segments = torch.zeros(1, 2, dtype=torch.long)
+    cond = {"strength": 1.0, "segments": segments, "given": given}
+    rd.cfg(one, other, weight=2.0, null={"strength": 0.0})(z, t, cond)
+    assert one.told == [cond]
+    assert other.told == [{"strength": 0.0, "segments": segments}]
+    rd.cfg(other, one, weight=2.0)(z, t, {"given": given})
+    assert other.told[1:] == [None]
+    assert one.told[1:] == [{"given": given}]
 
 
 def test_vectors_have_no_kernel_to_guide_but_their_tokens_can_be():
@@ -151,7 +179,7 @@ def test_block_models_are_guided_on_the_whole_text_so_far():
     plain = rd.sample(process, model, **arguments)
     same = rd.sample(process, rd.cfg(model, copy, weight=3.0), **arguments)
     assert torch.equal(same.tokens, plain.tokens)
-    hidden = guidance.hiding(copy, torch.arange(8) < 2)
+    hidden = rd.unprompted(copy)
     for changed in (rd.cfg(model, hidden, weight=3.0), rd.cfg(model, other, weight=3.0)):
         assert not torch.equal(rd.sample(process, changed, **arguments).tokens, plain.tokens)
 

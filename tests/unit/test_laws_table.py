@@ -11,16 +11,21 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOKENS = {f"T{n}" for n in range(31)} - {"T3"} | {"T0b", "T0c", "T2b", "T3a", "T3b", "T3c"}
 VECTORS = {f"2.2.{n}" for n in range(1, 11)} | {f"18.{n}" for n in (2, 3, 4, 5, 6, 7, 13, 14, 15)}
-NUMBERS = sorted(TOKENS | VECTORS)
-ROW = re.compile(r"^\| (T\d+[a-c]?|2\.2\.\d+|18\.\d+) \| (.+) \| ([^|]+) \|$", re.MULTILINE)
+NUMBERS = sorted(TOKENS | VECTORS | {"11.6", "18.9"})
+ROW = re.compile(r"^\| (T\d+[a-c]?|2\.2\.\d+|1[18]\.\d+) \| (.+) \| ([^|]+) \|$", re.MULTILINE)
+LAW = re.compile(r"^\| ([^|]+) \| (.+) \| (`test_[^|]+) \|$", re.MULTILINE)
+DECODING = {
+    *("batch_invariance", "caches", "conflicts", "constraints", "doubt", "grammar", "guided_decoding", "guided_rates"),
+    *("lengths", "revisions", "selection", "smc"),
+}
 
 
 def named(function: ast.FunctionDef) -> set[str]:
     """The numbers in a test's name (``test_t3a_t3c_..``, ``test_18_5_..``) or docstring (``T3a``, ``18.5``)."""
     parts, said = function.name.split("_"), ast.get_docstring(function) or ""
     in_name = {part.capitalize() for part in parts if re.fullmatch(r"t\d+[a-c]?", part)}
-    in_name |= {number.replace("_", ".") for number in re.findall(r"(?<=_)(?:2_2|18)_\d+(?=_)", function.name)}
-    in_words = re.findall(r"\bT\d+[a-c]?\b|(?<![\d.])(?:2\.2|18)\.\d+(?!\.?\d)", said)
+    in_name |= {number.replace("_", ".") for number in re.findall(r"(?<=_)(?:2_2|1[18])_\d+(?=_)", function.name)}
+    in_words = re.findall(r"\bT\d+[a-c]?\b|(?<![\d.])(?:2\.2|1[18])\.\d+(?!\.?\d)", said)
     return in_name | set(in_words)
 
 
@@ -60,12 +65,33 @@ def test_every_law_is_tested_by_its_name(number):
         assert number in found[test], f"{test} does not name {number} in its name or docstring"
 
 
+def decoding() -> list[tuple[str, str, list[str]]]:
+    """The rows of the table of decoding: the law's name, what it states, and its tests."""
+    _, _, text = (ROOT / "docs" / "laws.md").read_text("utf-8").partition("\n## Decoding\n")
+    return [(name, says, re.findall(r"`([^`]+)`", cell)) for name, says, cell in LAW.findall(text)]
+
+
+def test_every_law_of_decoding_has_one_row_and_its_tests():
+    """No row of the section is of another form, no name or statement stands twice, every test exists."""
+    _, _, text = (ROOT / "docs" / "laws.md").read_text("utf-8").partition("\n## Decoding\n")
+    rows, found = decoding(), law_tests()
+    assert len(rows) == sum(line.startswith("|") for line in text.splitlines()) - 2
+    for told in zip(*[(name, says) for name, says, _ in rows], strict=True):
+        assert len(set(told)) == len(told)
+    assert [test for _, _, tests in rows for test in tests if test not in found] == []
+
+
+def test_every_file_of_decodings_laws_is_in_its_table():
+    named_files = {test.partition("::")[0] for _, _, tests in decoding() for test in tests}
+    assert {f"test_{name}.py" for name in DECODING} <= named_files
+
+
 def test_numbers_are_read_as_they_are_written():
     code = 'def test_t3a_t12_is_true(self):\n    """T0b: as in T27, not in AT4 or T4x."""\n'
     (function,) = ast.parse(code).body
     assert isinstance(function, ast.FunctionDef)
     assert named(function) == {"T3a", "T12", "T0b", "T27"}
-    code = 'def test_2_2_10_is_true(self):\n    """18.13, and 18.2: not 0.18.3, 118.4, 2.2 or 18.5.1."""\n'
+    code = 'def test_2_2_10_is_true(self):\n    """18.13, and 18.2: not 0.18.3, 118.4, 2.2 or 18.5.1; 11.6."""\n'
     (function,) = ast.parse(code).body
     assert isinstance(function, ast.FunctionDef)
-    assert named(function) == {"2.2.10", "18.13", "18.2"}
+    assert named(function) == {"2.2.10", "18.13", "18.2", "11.6"}

@@ -40,11 +40,25 @@ FITS = {
     "dfm": MASKED,
     "gibbs": TOKENS - {"spindle"},
     "informed": TOKENS - {"spindle"},
+    "renoise": {"uniform"},
+    "wino": MASKED,
     "confidence": MASKED,
     "left_to_right": MASKED,
     "low_confidence": MASKED,
     "random_order": MASKED,
+    "sequential": MASKED,
+    "positional": MASKED,
+    "dilated": MASKED,
+    "origin": MASKED,
+    "maskgit_plus": MASKED,
+    "topk_margin": MASKED,
+    "entropy": MASKED,
+    "maskgit": MASKED,
     "threshold": MASKED,
+    "factor": MASKED,
+    "entropy_bounded": MASKED,
+    "klass": MASKED,
+    "hierarchical": MASKED,
 }
 
 
@@ -53,9 +67,11 @@ class Denoiser:
 
     def __init__(self, process) -> None:
         self.process = process
-        self.facts = processes.Facts(time_conditioned=True, mask_id=process.mask_id)
+        self.facts = processes.Facts(time_conditioned=True, mask_id=process.mask_id, caches=True)
 
     def __call__(self, z, t, cond=None):
+        if "attend" in (cond or {}):  # a shadow beside the canvas: no position reads itself here anyway
+            return self(z[:, : z.shape[1] // 2], t).repeat(1, 2, 1)
         level = z.double() if z.dim() == 2 else 3 * z.sum(-1)
         near = level.roll(1, 1) + 2 * level.roll(-1, 1) + torch.arange(level.shape[1])
         return torch.sin(near[..., None] * torch.arange(1, 4) + t[:, None, None]).log_softmax(-1)
@@ -118,6 +134,46 @@ OPTIONS = [
     ("masked", "low_confidence", "low_confidence:of=drawn"),
     ("masked", "threshold:tau=0.5", "threshold:tau=0.6"),
     ("masked", "threshold:tau=0.5", "threshold:tau=0.5,of=drawn"),
+    ("masked", "positional", "positional:decay=2"),
+    ("masked", "positional", "positional:alpha=0.2"),
+    ("masked", "origin", "origin:eps=0.5"),
+    ("masked", "maskgit_plus", "maskgit_plus:eps=0.5"),
+    ("masked", "maskgit_plus", "maskgit_plus:alg_temp=1"),
+    ("masked", "topk_margin", "topk_margin:eps=0.5"),
+    ("masked", "topk_margin", "topk_margin:alg_temp=1"),
+    ("masked", "entropy", "entropy:eps=0.5"),
+    ("masked", "entropy", "entropy:alg_temp=1"),
+    ("masked", "maskgit", "maskgit:schedule=square"),
+    ("masked", "maskgit:schedule=pow,exponent=1", "maskgit:schedule=pow,exponent=4"),
+    ("masked", "maskgit", "maskgit:noise=0"),
+    ("masked", "threshold:tau=1,of=drawn", "threshold:tau=1,of=drawn,strict=false"),
+    ("masked", "threshold", "threshold:least=4"),
+    ("masked", "threshold:tau=0.5", "threshold:tau=0.5,gap=4"),
+    ("masked", "factor", "factor:factor=2.5"),
+    ("masked", "factor", "factor:of=drawn"),
+    ("masked", "factor:factor=2", "factor:factor=2,gap=4"),
+    ("masked", "entropy_bounded", "entropy_bounded:gamma=2"),
+    ("masked", "entropy_bounded", "entropy_bounded:of=drawn"),
+    ("masked", "entropy_bounded:gamma=2", "entropy_bounded:gamma=2,gap=4"),
+    ("masked", "klass:tau=0.4,kl=0.5,history=1", "klass:tau=0.8,kl=0.5,history=1"),
+    ("masked", "klass:tau=0.4,kl=0.5,history=1", "klass:tau=0.4,kl=0.01,history=1"),
+    ("masked", "klass:tau=0.4,kl=0.5,history=1", "klass:tau=0.4,kl=0.5,history=4"),
+    ("masked", "klass:tau=0.4,kl=0.5,history=1", "klass:tau=0.4,kl=0.5,history=1,of=drawn"),
+    ("masked", "klass:tau=0.4,kl=0.5,history=1", "klass:tau=0.4,kl=0.5,history=1,gap=4"),
+    ("masked", "hierarchical:tau=0.7,low=0.4", "hierarchical:tau=0.5,low=0.4"),
+    ("masked", "hierarchical:tau=0.7,low=0.4", "hierarchical:tau=0.7,low=0.6"),
+    ("masked", "hierarchical:tau=0.7,low=0.4", "hierarchical:tau=0.7,low=0.4,of=drawn"),
+    ("masked", "hierarchical:tau=0.7,low=0.4", "hierarchical:tau=0.7,low=0.4,gap=4"),
+    ("masked", "wino", "wino:tau=0.2"),
+    ("masked", "wino:tau=0", "wino:tau=0,verify=0.2"),
+    ("masked", "wino:tau=0,least=1", "wino:tau=0,least=1,share=0.3"),
+    ("masked", "wino:tau=0,share=0.1", "wino:tau=0,share=0.1,least=1"),
+    ("masked", "wino:tau=0", "wino:tau=0,most=5"),
+    ("uniform", "renoise", "renoise:hot=2"),
+    ("uniform", "renoise", "renoise:cold=1"),
+    ("uniform", "renoise", "renoise:gamma=2"),
+    ("uniform", "renoise:gamma=3,sure=9", "renoise:gamma=3,sure=9,stable=2"),
+    ("uniform", "renoise:gamma=3", "renoise:gamma=3,sure=9"),
     ("uniform", "gibbs", "gibbs:k=3"),
     ("uniform", "informed", "informed:k=1"),
     ("uniform", "informed", "informed:tau=0"),

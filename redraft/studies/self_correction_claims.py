@@ -1,0 +1,124 @@
+"""What the records of study ``self-correction`` say: errors against calls, and against variety."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redraft.studies.findings import Conclusion, Estimate, Finding, Plot, Table, Verdict, below, pooled, share
+from redraft.studies.runner import Record
+
+MENDS = "at equal calls a sampler that revises makes fewer errors than writing each token once (ancestral)"
+PAYS = "where a sampler makes fewer errors than ancestral sampling, its texts are less varied"
+UNTAUGHT = "a model that was never taught to doubt a token it sees cannot edit its own (masked, edit)"
+SURE = "writing the surest tokens first, once, makes fewer errors than revising what was written in any order"
+CLAIMS = (MENDS, PAYS, UNTAUGHT, SURE)
+
+REVISING = ("remdm", "forward_backward", "remask", "edit", "wino", "gibbs", "psi", "informed", "renoise")
+SURE_FIRST = ("low_confidence", "threshold:tau=0.9", "entropy_bounded", "maskgit")
+ONCE = "ancestral"
+
+Row = Mapping[str, Any]
+Got = dict[str, dict[str, list[list[Row]]]]
+"""By cell and sampler: a list for every number of calls, in rising order, of the rows of all seeds."""
+
+
+def conclude(records: Sequence[Record]) -> Conclusion:
+    """Tables, a plot for each corpus and findings, from the records alone."""
+    got: Got = {}
+    human: dict[str, Estimate] = {}
+    for record in records:
+        if record.measured is None:
+            continue
+        cell = got.setdefault(record.cell.name, {})
+        for row in record.measured["rows"]:
+            budgets = cell.setdefault(row["sampler"], [])
+            place = next((rows for rows in budgets if rows[0]["calls"] == row["calls"]), None)
+            if place is None:
+                budgets.append([row])
+            else:
+                place.append(row)
+        if "human" in record.measured:
+            of = record.measured["human"]
+            human[record.cell.name] = share(of["n"] - of["right"], of["n"])
+    if not got:
+        return Conclusion(findings=[Finding(claim, "not measured", "no cell succeeded.") for claim in CLAIMS])
+    tables = [_table(cell, samplers, human.get(cell)) for cell, samplers in got.items()]
+    return Conclusion(tables, [_plot(got)], [found for cell in got for found in _findings(cell, got[cell])])
+
+
+def errors(rows: Sequence[Row]) -> Estimate:
+    """The share of texts, or of lines, that are wrong."""
+    return pooled([share(row["n"] - row["right"], row["n"]) for row in rows])
+
+
+def revises(sampler: str) -> bool:
+    return any(name in sampler for name in REVISING)
+
+
+def _mean(rows: Sequence[Row], name: str) -> float:
+    return sum(row[name] for row in rows) / len(rows)
+
+
+def _findings(cell: str, samplers: Mapping[str, Sequence[Sequence[Row]]]) -> list[Finding]:
+    found = list[Finding]()
+    for place in (0, -1):
+        values = {name: errors(budgets[place]) for name, budgets in samplers.items()}
+        where = f"of {cell} wrong, {samplers[ONCE][place][0]['calls']} calls"
+        for name in values:
+            if revises(name) and "edit" not in name:
+                found.append(below(MENDS, name, ONCE, values, where))
+            if name != ONCE and (values[name] - values[ONCE]).sign < 0:
+                found.append(_pays(name, samplers[name][place], samplers[ONCE][place], where))
+            if "edit" in name:
+                rule = name.partition("+")[0]
+                better = below(UNTAUGHT, name, rule, values, where)
+                turned: dict[Verdict, Verdict] = {"holds": "fails", "fails": "holds"}
+                found.append(Finding(UNTAUGHT, turned.get(better.verdict, better.verdict), better.sentence))
+        revising = [name for name in values if revises(name) and "edit" not in name]
+        first = [name for name in SURE_FIRST if name in values]
+        if revising and first:
+            best = [min(names, key=lambda name: values[name].mean) for names in (first, revising)]
+            found.append(below(SURE, best[0], best[1], values, f"{where}, the best of each kind"))
+    return found
+
+
+def _pays(name: str, rows: Sequence[Row], once: Sequence[Row], where: str) -> Finding:
+    """Variety beside that of ancestral sampling. Few texts of one training: the two figures, without an interval."""
+    mine, theirs = _mean(rows, "unigram_entropy"), _mean(once, "unigram_entropy")
+    sentence = f"{name}: unigram entropy {mine:.3f} against {theirs:.3f} ({where})"
+    if "distinct" in rows[0]:
+        mine, theirs = _mean(rows, "distinct"), _mean(once, "distinct")
+        sentence += f", {mine:.0f} different sentences against {theirs:.0f}"
+    return Finding(PAYS, "holds" if mine < theirs else "fails", f"{sentence}.")
+
+
+def _table(cell: str, samplers: Mapping[str, Sequence[Sequence[Row]]], human: Estimate | None) -> Table:
+    rows = list[tuple[str, ...]]()
+    on_toy = "distinct" in samplers[ONCE][0][0]
+    for name, budgets in samplers.items():
+        for at in budgets:
+            told = (name, str(at[0]["calls"]), f"{_mean(at, 'nfe'):.1f}", errors(at).percent())
+            kinds = f"{_mean(at, 'agreement') / at[0]['n']:.1%}" if on_toy else f"{_mean(at, 'distinct_2'):.3f}"
+            seen = f"{_mean(at, 'distinct'):.0f} of {at[0]['expected']:.0f}" if on_toy else f"{_mean(at, 'n'):.0f}"
+            rows.append((*told, kinds, seen, f"{_mean(at, 'unigram_entropy'):.3f}"))
+    last = ("broken agreement", "different sentences") if on_toy else ("different bigrams", "lines")
+    columns = ("sampler", "calls allowed", "calls a row", "wrong", *last, "unigram entropy")
+    note = "" if human is None else f"Of the text trained on {human.percent()} of lines do not parse by themselves."
+    return Table(cell, columns, rows, note)
+
+
+def _plot(got: Got) -> Plot:
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(2, len(got), squeeze=False)
+        for column, (cell, samplers) in enumerate(got.items()):
+            for name, budgets in samplers.items():
+                style = {"ls": "-" if revises(name) else "--", "marker": "o" if revises(name) else "s", "ms": 4}
+                y = [errors(rows).mean for rows in budgets]
+                axes[0][column].plot([_mean(rows, "nfe") for rows in budgets], y, label=name, **style)
+                axes[1][column].plot([_mean(rows, "unigram_entropy") for rows in budgets], y, label=name, **style)
+            axes[0][column].set(title=cell, xlabel="calls a row", ylabel="wrong", xscale="log")
+            axes[1][column].set(xlabel="unigram entropy, nats", ylabel="wrong")
+            axes[0][column].legend(fontsize=6)
+        figure.tight_layout()
+
+    caption = "Errors against calls (above) and against variety (below); solid lines revise, dashed write once."
+    return Plot("self-correction", caption, draw, (5 * len(got), 8))
