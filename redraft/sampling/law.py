@@ -13,8 +13,8 @@ from redraft.processes import Process
 class Law:
     """``banned`` (n,) ids are never written; ``stop`` (an id) not before ``earliest`` (B,), a position of the canvas.
 
-    ``repetition`` above 1 makes tokens that stand on the canvas less likely: their log p is multiplied by it (CTRL,
-    Keskar et al. 2019, divides logits; log p is never positive, and needs no cases). ``start`` is where the positions
+    ``repetition`` above 1 makes tokens that stand elsewhere on the canvas less likely: their log p is multiplied by it
+    (CTRL, Keskar et al. 2019, divides logits; log p is never positive, and needs no cases). ``start`` is where the positions
     asked about begin on the canvas, ``beside`` (B, M) the rest of it, whose tokens count as repeated too.
     """
 
@@ -41,7 +41,7 @@ class Law:
         where = torch.ones_like(z, dtype=torch.bool) if where is None else where
         row, position = where.nonzero(as_tuple=True)
         if self.repetition != 1:
-            flat = torch.where(self._standing(z, mask_id, flat.shape[-1])[row], self.repetition * flat, flat)
+            flat = torch.where(self._repeated(z, where, mask_id, flat.shape[-1]), self.repetition * flat, flat)
         if self.banned is not None:
             flat = flat.index_fill(-1, self.banned, -torch.inf)
         if self.stop is not None and self.earliest is not None:
@@ -50,12 +50,15 @@ class Law:
             flat = flat.index_copy(-1, torch.tensor([self.stop], device=z.device), column[:, None])
         return torch.log_softmax(flat, -1).view_as(logp)
 
-    def _standing(self, z: Tensor, mask_id: int | None, size: int) -> Tensor:
-        """Which tokens stand on each row's canvas, (B, K) bool."""
+    def _repeated(self, z: Tensor, where: Tensor, mask_id: int | None, size: int) -> Tensor:
+        """Which tokens would repeat one that stands elsewhere on the row's canvas, (n, K) bool."""
         whole = z if self.beside is None else torch.cat([z, self.beside], dim=1)
-        counted = whole.masked_fill(whole == mask_id, size) if mask_id is not None else whole
-        seen = torch.zeros(len(z), size + 1, dtype=torch.bool, device=z.device)
-        return seen.scatter(1, counted.clamp_max(size), True)[:, :size]
+        ids = whole.masked_fill(whole == mask_id, size) if mask_id is not None else whole
+        count = torch.zeros(len(z), size + 1, dtype=torch.long, device=z.device)
+        count = count.scatter_add(1, ids.clamp_max(size), torch.ones_like(ids))
+        row, own = where.nonzero()[:, 0], ids[:, : z.shape[1]][where].clamp_max(size)[:, None]
+        repeated = count[row] > 0  # but a token is no repetition of itself
+        return repeated.scatter(1, own, count[row].gather(1, own) > 1)[:, :size]
 
 
 def law(

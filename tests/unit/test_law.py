@@ -111,14 +111,19 @@ def test_clean_leaves_no_mass_on_masks():
 
 
 def test_repetition_multiplies_log_p_of_what_stands():
-    """log p times r for tokens on the row's canvas, given or written, and beside it; then normalised."""
+    """log p times r for tokens elsewhere on the row's canvas, given or written, and beside it; then normalised.
+
+    What stands at a position is no repetition of itself, unless it stands twice.
+    """
     z = torch.tensor([[0, 4, 4, 2, 4], [4, 4, 4, 4, 4]])
     found = Law(repetition=1.7)(RANDOM, z, None, 4)
-    factor = torch.ones(2, 1, 4, dtype=torch.float64)
-    factor[0, 0, [0, 2]] = 1.7
+    factor = torch.ones(2, 5, 4, dtype=torch.float64)
+    factor[0, :, [0, 2]] = 1.7
+    factor[0, 0, 0] = factor[0, 3, 2] = 1.0
     torch.testing.assert_close(found, (RANDOM * factor).log_softmax(-1))
-    beside = Law(repetition=1.7).within(3, torch.tensor([[1, 4], [3, 3]]))
-    factor[0, 0, 1] = factor[1, 0, 3] = 1.7
+    beside = Law(repetition=1.7).within(3, torch.tensor([[1, 0], [3, 3]]))
+    factor[0, :, 1] = factor[1, :, 3] = 1.7
+    factor[0, 0, 0] = 1.7
     torch.testing.assert_close(beside(RANDOM, z, None, 4), (RANDOM * factor).log_softmax(-1))
     where = z == 4
     torch.testing.assert_close(beside(RANDOM[where], z, where, 4), (RANDOM * factor).log_softmax(-1)[where])
@@ -130,7 +135,9 @@ def test_repetition_multiplies_log_p_of_what_stands():
 def test_a_mask_inside_the_vocabulary_does_not_count_as_repeated():
     z = torch.tensor([[1, 1, 0, 1, 1]])
     found = Law(repetition=3.0)(RANDOM[:1], z, None, 1)
-    torch.testing.assert_close(found, (RANDOM[:1] * torch.tensor([3.0, 1, 1, 1]).double()).log_softmax(-1))
+    factor = torch.ones(1, 5, 4, dtype=torch.float64)
+    factor[0, [0, 1, 3, 4], 0] = 3.0
+    torch.testing.assert_close(found, (RANDOM[:1] * factor).log_softmax(-1))
 
 
 def test_banned_and_early_stops_have_no_mass():
