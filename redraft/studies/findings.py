@@ -47,6 +47,11 @@ def pooled(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(mean, math.sqrt(own + _Z95**2 * spread))
 
 
+def mean_over(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    """The mean of what ``rows`` hold by this name."""
+    return sum(row[name] for row in rows) / len(rows)
+
+
 def mean_of(values: Sequence[float]) -> Estimate:
     """The mean of independent values, with its interval. Errors: ``ValueError`` for fewer than two."""
     n = len(values)

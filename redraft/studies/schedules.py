@@ -67,11 +67,13 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
 @torch.no_grad()
 def measured_surprise(lm: LM, rows: Tensor, draws: int, seed: int, most: int = 512) -> list[float]:
     """h_j as the model has it: -log p of a token given j others, nats, by the number j; made to never rise."""
-    rows, length = rows[:most].repeat(draws, 1), rows.shape[1]
+    number_of_rows, length = min(most, len(rows)), rows.shape[1]
+    # every number of known tokens as often, and of other rows in each draw
+    turn = torch.arange(number_of_rows)[None] + torch.arange(draws)[:, None]
+    revealed, rows = (turn % length).flatten(), rows[:most].repeat(draws, 1)
     generators = row_generators(seed, rows=range(len(rows)))
     total, number = torch.zeros(length, dtype=torch.float64), torch.zeros(length, dtype=torch.float64)
     order = rand(rows.shape, generators).argsort(1).argsort(1)
-    revealed = torch.arange(len(rows)) % length  # every number of known tokens as often
     for part in torch.arange(len(rows)).split(64):
         hidden = order[part] >= revealed[part, None]
         z = torch.where(hidden, lm.process.mask_id or 0, rows[part])
@@ -137,6 +139,6 @@ STUDY = Study(
     options=options,
     measure=measure,
     conclude=conclude,
-    full=Budget(steps=1000, seeds=1, draws=64, samples=2000),
+    full=Budget(steps=1000, seeds=1, draws=16, samples=1000),
     quick=Budget(steps=300, seeds=1, draws=8, samples=500),
 )

@@ -109,7 +109,7 @@ def written(lm: LM, sampler: str, calls: int, cell: Cell) -> dict[str, Any]:
         kinds = {"right": round(said["well_formed"] * num), "agreement": round(said["agreement"] * num)}
         return {**found, **kinds, "n": num, "distinct": said["distinct"], "expected": said["expected_distinct"]}
     right, lines = syntax.parsing(drawn.texts)
-    return {**found, "right": right, "n": max(lines, 1), "text": drawn.text}
+    return {**found, "right": right, "n": lines, "text": drawn.text}
 
 
 STUDY = Study(
@@ -126,7 +126,7 @@ STUDY = Study(
         "quoted text and statements over several lines: their share stands beside).",
         "One network for all samplers of a cell, trained on the bound of its noise alone: nothing was taught to edit.",
         "Calls are those a row took part in, on average over rows: rules that are sure early take fewer than they may. "
-        "Samplers that ask twice a step take half the steps.",
+        "Samplers that ask twice a step take half the steps. Lines of one text are counted as if independent.",
         "Variety is the unigram entropy of a text's own tokens and the share of different n-grams; on the toy language "
         "also how many different sentences occur, beside what exact draws would give.",
     ),

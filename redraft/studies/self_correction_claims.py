@@ -3,10 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from redraft.studies.findings import Conclusion, Estimate, Finding, Plot, Table, Verdict, below, pooled, share
+from redraft.studies.findings import (
+    Conclusion,
+    Estimate,
+    Finding,
+    Plot,
+    Table,
+    Verdict,
+    below,
+    mean_over,
+    pooled,
+    share,
+)
 from redraft.studies.runner import Record
 
-MENDS = "at equal calls a sampler that revises makes fewer errors than writing each token once (ancestral)"
+MENDS = "in as many steps a sampler that revises makes fewer errors than writing each token once (ancestral)"
 PAYS = "where a sampler makes fewer errors than ancestral sampling, its texts are less varied"
 UNTAUGHT = "a model that was never taught to doubt a token it sees cannot edit its own (masked, edit)"
 SURE = "writing the surest tokens first, once, makes fewer errors than revising what was written in any order"
@@ -47,25 +58,22 @@ def conclude(records: Sequence[Record]) -> Conclusion:
 
 def errors(rows: Sequence[Row]) -> Estimate:
     """The share of texts, or of lines, that are wrong."""
-    return pooled([share(row["n"] - row["right"], row["n"]) for row in rows])
+    # where no line was complete nothing is known
+    return pooled([share(row["n"] - row["right"], row["n"]) if row["n"] else Estimate(0.5, 0.5) for row in rows])
 
 
 def revises(sampler: str) -> bool:
     return any(name in sampler for name in REVISING)
 
 
-def _mean(rows: Sequence[Row], name: str) -> float:
-    return sum(row[name] for row in rows) / len(rows)
-
-
 def _findings(cell: str, samplers: Mapping[str, Sequence[Sequence[Row]]]) -> list[Finding]:
     found = list[Finding]()
     for place in (0, -1):
         values = {name: errors(budgets[place]) for name, budgets in samplers.items()}
-        where = f"of {cell} wrong, {samplers[ONCE][place][0]['calls']} calls"
+        where = f"of {cell} wrong, {samplers[ONCE][place][0]['calls']} calls allowed"
         for name in values:
             if revises(name) and "edit" not in name:
-                found.append(below(MENDS, name, ONCE, values, where))
+                found.append(_mends(name, samplers, place, values, where))
             if name != ONCE and (values[name] - values[ONCE]).sign < 0:
                 found.append(_pays(name, samplers[name][place], samplers[ONCE][place], where))
             if "edit" in name:
@@ -81,12 +89,21 @@ def _findings(cell: str, samplers: Mapping[str, Sequence[Sequence[Row]]]) -> lis
     return found
 
 
+def _mends(
+    name: str, samplers: Mapping[str, Sequence[Sequence[Row]]], place: int, values: Mapping[str, Estimate], where: str
+) -> Finding:
+    """The errors, with the calls that each really took: who writes once is done early."""
+    found = below(MENDS, name, ONCE, values, where)
+    mine, theirs = (mean_over(samplers[one][place], "nfe") for one in (name, ONCE))
+    return Finding(MENDS, found.verdict, f"{found.sentence} Calls taken: {mine:.1f} against {theirs:.1f}.")
+
+
 def _pays(name: str, rows: Sequence[Row], once: Sequence[Row], where: str) -> Finding:
     """Variety beside that of ancestral sampling. Few texts of one training: the two figures, without an interval."""
-    mine, theirs = _mean(rows, "unigram_entropy"), _mean(once, "unigram_entropy")
+    mine, theirs = mean_over(rows, "unigram_entropy"), mean_over(once, "unigram_entropy")
     sentence = f"{name}: unigram entropy {mine:.3f} against {theirs:.3f} ({where})"
     if "distinct" in rows[0]:
-        mine, theirs = _mean(rows, "distinct"), _mean(once, "distinct")
+        mine, theirs = mean_over(rows, "distinct"), mean_over(once, "distinct")
         sentence += f", {mine:.0f} different sentences against {theirs:.0f}"
     return Finding(PAYS, "holds" if mine < theirs else "fails", f"{sentence}.")
 
@@ -96,10 +113,12 @@ def _table(cell: str, samplers: Mapping[str, Sequence[Sequence[Row]]], human: Es
     on_toy = "distinct" in samplers[ONCE][0][0]
     for name, budgets in samplers.items():
         for at in budgets:
-            told = (name, str(at[0]["calls"]), f"{_mean(at, 'nfe'):.1f}", errors(at).percent())
-            kinds = f"{_mean(at, 'agreement') / at[0]['n']:.1%}" if on_toy else f"{_mean(at, 'distinct_2'):.3f}"
-            seen = f"{_mean(at, 'distinct'):.0f} of {at[0]['expected']:.0f}" if on_toy else f"{_mean(at, 'n'):.0f}"
-            rows.append((*told, kinds, seen, f"{_mean(at, 'unigram_entropy'):.3f}"))
+            told = (name, str(at[0]["calls"]), f"{mean_over(at, 'nfe'):.1f}", errors(at).percent())
+            kinds = f"{mean_over(at, 'agreement') / at[0]['n']:.1%}" if on_toy else f"{mean_over(at, 'distinct_2'):.3f}"
+            seen = (
+                f"{mean_over(at, 'distinct'):.0f} of {at[0]['expected']:.0f}" if on_toy else f"{mean_over(at, 'n'):.0f}"
+            )
+            rows.append((*told, kinds, seen, f"{mean_over(at, 'unigram_entropy'):.3f}"))
     last = ("broken agreement", "different sentences") if on_toy else ("different bigrams", "lines")
     columns = ("sampler", "calls allowed", "calls a row", "wrong", *last, "unigram entropy")
     note = "" if human is None else f"Of the text trained on {human.percent()} of lines do not parse by themselves."
@@ -113,8 +132,8 @@ def _plot(got: Got) -> Plot:
             for name, budgets in samplers.items():
                 style = {"ls": "-" if revises(name) else "--", "marker": "o" if revises(name) else "s", "ms": 4}
                 y = [errors(rows).mean for rows in budgets]
-                axes[0][column].plot([_mean(rows, "nfe") for rows in budgets], y, label=name, **style)
-                axes[1][column].plot([_mean(rows, "unigram_entropy") for rows in budgets], y, label=name, **style)
+                axes[0][column].plot([mean_over(rows, "nfe") for rows in budgets], y, label=name, **style)
+                axes[1][column].plot([mean_over(rows, "unigram_entropy") for rows in budgets], y, label=name, **style)
             axes[0][column].set(title=cell, xlabel="calls a row", ylabel="wrong", xscale="log")
             axes[1][column].set(xlabel="unigram entropy, nats", ylabel="wrong")
             axes[0][column].legend(fontsize=6)

@@ -1,6 +1,7 @@
 """Does a line of Python parse? A measure of samples of a small model, whose texts are too short to be programs."""
 
 import ast
+import re
 import warnings
 from collections.abc import Iterable
 from itertools import islice
@@ -17,6 +18,8 @@ _OPENINGS = {
     "case": "match x:\n ",
 }
 """What must stand before a line that begins so."""
+_ENDINGS = {"try": "\nexcept Exception: pass", "match": "\n case _: pass", "case": "\n  pass"}
+"""What must follow the head of a block that begins so; others have a body."""
 
 
 def corpus() -> str:
@@ -41,12 +44,17 @@ def parses(line: str) -> bool:
     code = line.strip()
     if not code or code.startswith("#"):
         return True
-    word = code.split(":")[0].split("(")[0].split(" ")[0]
-    if code.startswith("@"):
-        code += "\ndef f(): pass"
-    elif code.endswith(":"):
-        code += "\n  pass" if word == "case" else " pass"
-    code = _OPENINGS.get(word, "") + code
+    word = re.match(r"\w*", code)
+    assert word is not None
+    before, after = _OPENINGS.get(word[0], ""), _ENDINGS.get(word[0], "\n  pass")
+    decorated = f"{code}\ndef f(): pass" if code.startswith("@") else code
+    # a statement, the head of a block with a body of its own or not, whatever comment ends the line
+    forms = [decorated, before + code, before + code + "\n  pass", before + code + after]
+    forms += [f"{before}{code}\n pass{after}"] if word[0] == "try" else []
+    return any(map(_read, forms))
+
+
+def _read(code: str) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a bad escape is no syntax error yet
