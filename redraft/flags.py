@@ -66,16 +66,16 @@ def constrained(
 ) -> dict[str, Any]:
     """The constraint that was asked for, none or one. Errors: ``ValueError`` for more, or a file that is not there."""
     asked = {"--regex": regex, "--json-schema": schema, "--choice": choices, "--grammar": grammar}
-    asked = {name: value for name, value in asked.items() if value}
+    asked = {name: value for name, value in asked.items() if value not in (None, [])}
     if not asked:
         return {}
     if len(asked) > 1:
         raise ValueError(f"{' and '.join(asked)} are constraints each: pass one")
     from redraft import constraints
 
-    if regex:
+    if regex is not None:
         return {"constraint": constraints.regex(regex, lm.tokenizer)}
-    if schema:
+    if schema is not None:
         return {"constraint": constraints.json_schema(Path(schema).read_text("utf-8"), lm.tokenizer)}
     if choices:
         return {"constraint": constraints.choices(choices, lm.tokenizer)}

@@ -120,7 +120,7 @@ class LM:
 
     def _grow(self, prompts: list[list[int]], wanted: list[int], how: Growth, options: Options) -> Generation:
         """Prompts continued by as much as the model wants, at most what is ``wanted``."""
-        common = self._only(options, "grow") | {"stop": self._stop(options.get("stop", True))}
+        common = self._only(options, "grow", "stop") | {"stop": self._stop(options.get("stop", True))}
         own, seeds = numbered(options, len(prompts))
         parts = {"prompt": [prompts[row] for row in own], "length": [wanted[row] for row in own], "seeds": seeds}
         widths = [len(prompts[row]) + wanted[row] for row in own]
@@ -129,7 +129,7 @@ class LM:
     def _slide(self, prompts: list[list[int]], wanted: list[int], stride: int, options: Options) -> Generation:
         """Prompts continued through a window, one after the other."""
         for name in ("stop", "min_length", "constraint", "block", "cache"):
-            if options.get(name):
+            if options.get(name) not in (None, False) and (name != "min_length" or options.get(name)):
                 raise ValueError(f"{name}={options.get(name)!r} with a stride: it is of one window; leave one out")
         own, seeds = numbered(options, len(prompts))
         found = list[Samples]()
@@ -279,7 +279,7 @@ class LM:
 
     def _only(self, options: Options, mode: str, *more: str) -> dict[str, Any]:
         """Those of the options that hold where lengths change. Errors: ``ValueError`` for others."""
-        asked = {name: value for name, value in options.items() if name not in (*WHICH, "stop")}
+        asked = {name: value for name, value in options.items() if name not in WHICH}
         known = (*Shaping.__annotations__, "callback", *more)
         for name, value in asked.items():
             if name not in known and value not in (None, False, 0):

@@ -45,6 +45,15 @@ def row_generators(*keys: int, rows: Iterable[int]) -> list[torch.Generator]:
     return [generator(*keys, row) for row in rows]
 
 
+def row_seeds(seed: int, seeds: Sequence[int] | None, rows: int) -> list[int]:
+    """The seed of each row: ``seeds``, or ``derive(seed, row)``. Errors: ``ValueError`` for others than one a row."""
+    if seeds is None:
+        return [derive(seed, row) for row in range(rows)]
+    if len(seeds) != rows:
+        raise ValueError(f"{len(seeds)} seeds for {rows} rows: pass one per row")
+    return list(seeds)
+
+
 def rand(shape: Sequence[int], generators: Generators, device: Device = None) -> Tensor:
     """Uniform float64 draws on [0, 1) of ``shape``; a list of generators draws row by row."""
     return _draw(torch.rand, shape, generators, device)

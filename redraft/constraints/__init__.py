@@ -1,4 +1,5 @@
-"""Which texts may be written, whatever is written first: regular expressions, JSON Schemas, choices, forms with gaps.
+"""Which texts may be written, whatever is written first: regular expressions, JSON Schemas, choices, grammars, forms
+with gaps.
 
 Each is passed to ``sample`` or ``lm.generate`` as ``constraint``, with a sampler that proposes.
 """

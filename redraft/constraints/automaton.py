@@ -5,7 +5,7 @@ is done per id is done once, when the law of a position is summed over each symb
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,17 +19,23 @@ MAX_STATES = 4_000
 MAX_EDGES = 4_000_000
 """States times symbols."""
 
+EARLY = -1
+"""In place of a token: a mask that may become any but the one that ends a text. None is a mask that may end it too."""
+
 
 @dataclass(frozen=True)
 class Automaton:
     """``next`` (Q, C) int: the state that a symbol leads to, -1 for none; 0 is the first; ``accept`` (Q,) bool.
 
-    ``symbol`` (V,) int: the symbol of each id, -1 for one that no text has. From every state some text can be finished.
+    ``symbol`` (V,) int: the symbol of each id, -1 for one that no text has. From every state some text can be finished,
+    if by ids that are ``banned``: given tokens may be those, masks do not become them. ``stop`` ends a text.
     """
 
     next: Ints
     accept: Bools
     symbol: Ints
+    banned: tuple[int, ...] = ()
+    stop: int | None = None
 
     @cached_property
     def graph(self) -> Graph:
@@ -38,9 +44,20 @@ class Automaton:
         return Graph.of(len(self.next), len(self.next), source, symbol, self.next[source, symbol])
 
     @cached_property
-    def links(self) -> tuple[Ints, Ints]:
-        """Pairs of states that some token leads from and to."""
-        pairs = np.unique(self.graph.source * len(self.next) + self.graph.target)
+    def links(self) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints]]:
+        """Pairs of states that a mask leads from and to; and one that is ``EARLY``."""
+        usable, ids = np.zeros(self.next.shape[1] + 1, np.bool_), self.symbol.copy()  # the last is for -1
+        ids[list(self.banned)] = -1
+        usable[ids] = True
+        early = usable.copy()
+        if self.stop is not None:
+            early[self.symbol[self.stop]] = False  # a symbol that no other id has
+        return self._links(usable), self._links(early)
+
+    def _links(self, usable: Bools) -> tuple[Ints, Ints]:
+        """Pairs of states that symbols lead from and to."""
+        some = usable[self.graph.symbol]
+        pairs = np.unique(self.graph.source[some] * len(self.next) + self.graph.target[some])
         return pairs // len(self.next), pairs % len(self.next)
 
     @cached_property
@@ -51,10 +68,10 @@ class Automaton:
         return order, np.searchsorted(self.symbol[order], np.arange(self.next.shape[1] + 1)), self.symbol[order]
 
     def read(self, states: Bools, token: int | None) -> Bools:
-        """The states after a token, or after any if None; of sets of states, (..., Q)."""
+        """The states after a token, or after a mask (None, ``EARLY``); of sets of states, (..., Q)."""
         out = np.zeros_like(states)
-        if token is None:
-            source, target = self.links
+        if token is None or token == EARLY:
+            source, target = self.links[token == EARLY]
             rows = states.reshape(-1, states.shape[-1])
             at, which = rows[:, source].nonzero()
             out.reshape(rows.shape)[at, target[which]] = True
@@ -66,9 +83,9 @@ class Automaton:
         return out
 
     def unread(self, states: Bools, token: int | None) -> Bools:
-        """The states (Q,) from which a token, or any if None, leads into one of those."""
-        if token is None:
-            source, target = self.links
+        """The states (Q,) from which a token, or a mask (None, ``EARLY``), leads into one of those."""
+        if token is None or token == EARLY:
+            source, target = self.links[token == EARLY]
             out = np.zeros_like(states)
             out[source[states[target]]] = True
             return out
@@ -78,7 +95,8 @@ class Automaton:
         return (after >= 0) & states[after]
 
     def least(self) -> int:
-        """The length of the shortest text, in tokens."""
+        """The length of the shortest text, in tokens; of an automaton without bans."""
+        assert not self.banned
         reached, length = np.arange(len(self.next)) == 0, 0
         while not bool((reached & self.accept).any()):
             reached, length = self.read(reached, None) | reached, length + 1
@@ -93,7 +111,7 @@ class Automaton:
         table[states, symbols] = states
         symbol = self.symbol.copy()
         symbol[stop] = symbols
-        return trimmed(table, np.append(self.accept, True), symbol)
+        return replace(trimmed(table, np.append(self.accept, True), symbol), stop=stop)
 
     def over(self, size: int, mask_id: int | None) -> "Automaton":
         """The same over ``size`` ids, without the mask."""

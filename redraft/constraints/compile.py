@@ -10,6 +10,7 @@ from redraft.constraints.automaton import of_bytes
 from redraft.constraints.bytewise import MAX_PATTERN, MISSING
 from redraft.constraints.pieces import Pieces, pieces
 from redraft.constraints.regular import Regular
+from redraft.constraints.schema import plain
 from redraft.data import Tokenizer
 
 
@@ -32,49 +33,30 @@ def json_schema(schema: Mapping[str, Any] | str, tokenizer: Tokenizer, *, whites
     Properties stand in the schema's order. ``whitespace``: a pattern for what may stand between tokens of JSON, at
     most one blank unless given.
 
-    Errors: ``ValueError`` for what is no schema or none the library knows, for what it would leave out (``UNSAID``:
-    the bounds of a number, say), and as ``regex``.
+    Every text is of the schema: what the library would leave out is refused by name (the bounds of a number, say,
+    ``allOf`` of several parts, recursion). With ``properties`` no others are written, a string with a ``pattern`` meets
+    it as a whole and has no letter that JSON escapes.
+
+    Errors: ``ValueError`` for what is no schema or would not hold, one that is too large, and as ``regex``.
     """
     return regex(pattern_of(schema, whitespace), tokenizer)
 
 
-UNSAID = (
-    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "uniqueItems", "contains"),
-    *("minContains", "maxContains", "patternProperties", "propertyNames", "dependentRequired", "dependentSchemas"),
-    *("unevaluatedItems", "unevaluatedProperties", "not", "if", "then", "else"),
-)
-"""What a schema may ask and the library leaves out of its pattern."""
-
-
-def unsaid(schema: Any) -> str | None:
-    """A keyword of ``UNSAID`` that a schema uses anywhere, or None."""
-    if not isinstance(schema, Mapping):
-        return None
-    known: Mapping[str, Any] = schema
-    found = [name for name in UNSAID if name in known]
-    inner: list[Any] = [known.get(name) for name in ("items", "additionalProperties")]
-    for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
-        inner += known.get(name, [])
-    for name in ("properties", "$defs", "definitions"):  # names of the user's own, each of a schema
-        inner += dict(known.get(name, {})).values()
-    return next((one for one in (*found, *map(unsaid, inner)) if one is not None), None)
-
-
-def pattern_of(schema: Mapping[str, Any] | str, whitespace: str | None = None) -> str:
+def pattern_of(schema: Any, whitespace: str | None = None) -> str:
     """The regular expression of a schema. Errors: as ``json_schema``."""
-    try:
-        from outlines_core import json_schema as library
-    except ImportError:
-        raise ValueError(MISSING) from None
     try:
         text = schema if isinstance(schema, str) else json.dumps(schema)
         if len(text) > MAX_PATTERN:
             raise ValueError(f"{len(text)} characters, at most {MAX_PATTERN}")
-        keyword = unsaid(json.loads(text))
-        if keyword is not None:
-            raise ValueError(f"{keyword!r} would not hold, which no pattern here says; leave it out and check the text")
-        return library.build_regex_from_schema(text, whitespace)
+        made = json.dumps(plain(json.loads(text)))
+        if len(made) > MAX_PATTERN:
+            raise ValueError(f"{len(made)} characters with its references written out, at most {MAX_PATTERN}")
+        return bytewise.of_schema(made, whitespace)
+    except RecursionError:
+        raise ValueError("a JSON Schema of too many levels cannot be compiled") from None
     except (TypeError, ValueError) as error:
+        if str(error) == MISSING:
+            raise
         shown = str(schema)[:200]
         raise ValueError(f"the JSON Schema {shown} cannot be compiled: {error}") from None
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from redraft.constraints.emptiness import STOP, Chart, Lattice
 from redraft.constraints.pieces import Pieces, pieces
-from redraft.constraints.regular import mask_of
+from redraft.constraints.regular import mask_of, ruled_out
 from redraft.constraints.rules import Rules, read
 from redraft.data import Tokenizer
-from redraft.processes import Facts, Process
+from redraft.processes import Process
 from redraft.randomness import Generators, categorical
 from redraft.sampling.contract import Draw
+from redraft.sampling.law import Law
 
 MAX_POSITIONS = 512
 NODES, FEWER = 1_024, 64
@@ -75,8 +76,10 @@ class Grammar:
                 tables[-1].append(-1 if read is None else number[read])
         return strings, tables
 
-    def bind(self, process: Process, facts: Facts, ids: Tensor, frozen: Tensor, stop: int | None) -> "Bound":
+    def bind(self, process: Process, ids: Tensor, frozen: Tensor, stop: int | None, law: Law | None = None) -> "Bound":
         """The grammar on a canvas ``ids`` (B, L) of which ``frozen`` (B, L) is given.
+
+        No mask becomes a token that ``law`` bans, nor ``stop`` before its time, whether or not it is asked about.
 
         Errors: ``ValueError`` for a process without masks, a canvas that is too long, and one that no text fits.
         """
@@ -95,13 +98,18 @@ class Grammar:
         longest = max(stop - start for start, stop in spans)
         if longest > MAX_POSITIONS:
             raise ValueError(f"a grammar over {longest} positions: up to {MAX_POSITIONS} are taken; ask for less")
-        every = [{one for one in row.unique().tolist() if one >= 0} for row in kinds]
-        free = [_shortest(some, strings, max(longest, 1)) for some in every]
-        beyond = torch.zeros(2, len(strings) + 1, dtype=torch.bool)  # the last is for -1
-        for row, some, looked in zip(beyond, every, free, strict=True):
-            row[list(some - looked)] = True
-        canvas = torch.where(frozen, ids, mask_id)
-        bound = Bound(self, Lattice(self.rules, strings), kinds, free, beyond, canvas, spans, mask_id)
+        banned, earliest = ruled_out(law, len(ids))
+        open_ = kinds.clone()
+        open_[:, list(banned)] = -1
+        every = [frozenset(row[row >= 0].tolist()) for row in open_]
+        of_length = {size: tuple(_shortest(some, strings, max(size, 1)) for some in every) for size in sizes(spans)}
+        free = [of_length[stop - start] for start, stop in spans]
+        beyond = torch.zeros(len(ids), 2, len(strings) + 1, dtype=torch.bool)  # the last is for -1
+        for row, looked in zip(beyond, free, strict=True):
+            for one, some, mine in zip(row, every, looked, strict=True):
+                one[list(some - mine)] = True
+        canvas, lattice = torch.where(frozen, ids, mask_id), Lattice(self.rules, strings)
+        bound = Bound(self, lattice, kinds, free, beyond, canvas, spans, mask_id, earliest, banned)
         for row, known in enumerate(frozen):
             bound.check(row, bool(known[slice(*spans[row])].any()))
         return bound
@@ -113,7 +121,12 @@ def _span(frozen: Tensor) -> tuple[int, int]:
     return (int(free[0]), int(free[-1]) + 1) if len(free) else (0, 0)
 
 
-def _shortest(kinds: set[int], strings: Sequence[tuple[int, ...]], positions: int) -> Kinds:
+def sizes(spans: Sequence[tuple[int, int]]) -> set[int]:
+    """The different lengths."""
+    return {stop - start for start, stop in spans}
+
+
+def _shortest(kinds: Kinds, strings: Sequence[tuple[int, ...]], positions: int) -> Kinds:
     """The kinds that are looked at for each of so many masks: all if that can be, else the shortest, one at least."""
     order = sorted(kinds, key=lambda kind: (len(strings[kind]), strings[kind]))
     tree, sizes = {()}, list[int]()
@@ -130,24 +143,29 @@ def _shortest(kinds: set[int], strings: Sequence[tuple[int, ...]], positions: in
 class Bound:
     """A grammar on rows of one canvas; see ``contract.Constraint``.
 
-    ``kinds`` (2, K): what each token spells, first and elsewhere, -1 for one that no text has; ``free``: the kinds
-    looked at for a mask, ``beyond`` (2, kinds + 1) bool the others; ``spans``: where the text of each row stands;
-    ``start``: where the canvases to be proposed for begin.
+    ``kinds`` (2, K): what each token spells, first and elsewhere, -1 for one that no text has; ``banned`` ids, which
+    masks do not become; ``start``: where the canvases to be proposed for begin. Of each row: ``free``, the kinds looked
+    at for a mask, first and elsewhere; ``beyond`` (B, 2, kinds + 1) bool, the others; ``spans``, where its text stands;
+    ``earliest``, the first position where a mask may end it.
     """
 
     grammar: Grammar
     lattice: Lattice
     kinds: Tensor
-    free: list[Kinds]
+    free: list[tuple[Kinds, ...]]
     beyond: Tensor
     canvas: Tensor
     spans: list[tuple[int, int]]
     mask_id: int
+    earliest: list[int]
+    banned: tuple[int, ...]
     start: int = 0
     _one: dict[int, Kinds] = field(default_factory=dict[int, Kinds], repr=False)
 
     def rows(self, rows: Tensor) -> "Bound":
-        return replace(self, canvas=self.canvas[rows], spans=[self.spans[row] for row in rows.tolist()])
+        free, spans, earliest = ([one[row] for row in rows.tolist()] for one in (self.free, self.spans, self.earliest))
+        beyond = self.beyond[rows.cpu()]
+        return replace(self, canvas=self.canvas[rows], free=free, beyond=beyond, spans=spans, earliest=earliest)
 
     def within(self, start: int, stop: int, canvas: Tensor) -> "Bound":
         return replace(self, canvas=canvas, start=start)
@@ -158,8 +176,10 @@ class Bound:
         if stop > start and not self.lattice.chart(self._slots(row, self.canvas[row])):
             beside = " and the tokens given between them" if given else ""
             narrow = (
-                "" if not bool(self.beyond.any()) else " by the short pieces of the vocabulary that can be looked at"
+                " by the short pieces of the vocabulary that can be looked at" if bool(self.beyond[row].any()) else ""
             )
+            narrow += f" without the banned tokens {list(self.banned)}" if self.banned else ""
+            narrow += " with a stop token not before min_length" if self.earliest[row] > start else ""
             raise ValueError(
                 f"no text of the grammar fits the {stop - start} positions {start} to {stop - 1}{beside}"
                 f"{narrow}: ask for another length, or name a stop token, so that a text may end before"
@@ -192,9 +212,8 @@ class Bound:
             if not (own is None or isinstance(own, torch.Generator)):
                 own = [own[row]]
             at = (places[free] + self.start - self.spans[row][0]).tolist()
-            found, law = self._draw(
-                self._slots(row, whole), at, logp[mine][free.to(z.device)], replace(draw, generator=own)
-            )
+            laws, slots = logp[mine][free.to(z.device)], self._slots(row, whole)
+            found, law = self._draw(slots, self.beyond[row], at, laws, replace(draw, generator=own))
             tokens[mine][free] = found.to(z.device)
             given[mine][free] = law
         return tokens, given
@@ -205,7 +224,8 @@ class Bound:
         out = list[Kinds]()
         for at, token in enumerate(whole[start:stop].tolist()):
             if token == self.mask_id:
-                out.append(self.free[min(at, 1)])
+                kinds = self.free[row][min(at, 1)]
+                out.append(kinds if start + at >= self.earliest[row] else kinds - {STOP})
                 continue
             kind = int(self.kinds[min(at, 1), token])
             if kind < 0:
@@ -216,7 +236,9 @@ class Bound:
     def _only(self, kind: int) -> Kinds:
         return self._one.setdefault(kind, frozenset((kind,)))
 
-    def _draw(self, slots: list[Kinds], at: list[int], logp: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    def _draw(
+        self, slots: list[Kinds], beyond: Tensor, at: list[int], logp: Tensor, draw: Draw
+    ) -> tuple[Tensor, Tensor]:
         """Tokens (n,) of the slots ``at``, and their laws (n, K)."""
         for one, slot in enumerate(at):
             possible = self._possible(logp[one], slot)
@@ -230,7 +252,7 @@ class Bound:
             )
         tokens, laws = torch.zeros(len(at), dtype=torch.long), torch.empty_like(logp)
         for one in logp.amax(-1).sort(descending=True, stable=True).indices.tolist():
-            tokens[one], laws[one], chart = self._next(chart, slots, at[one], logp[one], draw)
+            tokens[one], laws[one], chart = self._next(chart, slots, beyond, at[one], logp[one], draw)
         return tokens, laws
 
     def _possible(self, logp: Tensor, slot: int) -> Tensor | None:
@@ -239,17 +261,17 @@ class Bound:
         never = torch.isneginf(logp).cpu()
         if not bool((never & (kinds >= 0)).any()):
             return None
-        possible = torch.zeros_like(self.beyond[0])
+        possible = torch.zeros_like(self.beyond[0, 0])
         possible[kinds[~never]] = True
         possible[-1] = False
         return possible
 
     def _next(
-        self, chart: Chart, slots: list[Kinds], at: int, logp: Tensor, draw: Draw
+        self, chart: Chart, slots: list[Kinds], others: Tensor, at: int, logp: Tensor, draw: Draw
     ) -> tuple[Tensor, Tensor, Chart]:
         """A token for one slot, which is set, its law (K,), and the chart of what it leaves."""
         viable, tries = chart.viable[at], 0
-        kinds, beyond = self.kinds[min(at, 1)], self.beyond[min(at, 1)]
+        kinds, beyond = self.kinds[min(at, 1)], others[min(at, 1)]
         listed = beyond & (self.grammar.rejections > 0)
         listed[list(viable)] = True
         while True:

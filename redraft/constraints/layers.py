@@ -10,14 +10,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from redraft.constraints.automaton import Automaton
+from redraft.constraints.automaton import EARLY, Automaton
 from redraft.constraints.paths import Bools, Graph, Ints, Layer
 
 MAX_SETS = 4_096
 """Sets of states in one layer."""
 
 Tokens = Sequence[int | None]
-"""What stands on positions, None where any token may."""
+"""What stands on positions; None and ``EARLY`` are masks."""
 
 
 class ImpossibleError(ValueError):
@@ -43,7 +43,7 @@ def layers(
     gaps = [tokens[one + 1 : other] for one, other in pairwise(asked)]
     if not bool(before.any()) or not bool(after.any()):
         raise ImpossibleError("it contradicts the tokens on the canvas, which a callback wrote")
-    if int(before.sum()) == 1 and not any(token is None for gap in gaps for token in gap):
+    if int(before.sum()) == 1 and not any(token in (None, EARLY) for gap in gaps for token in gap):
         size = len(automaton.next)
         onward = [_onward(automaton, gap) for gap in gaps]
         return [Layer(automaton.graph, one, size) for one in [*onward, None]], int(before.argmax()), after
@@ -57,6 +57,7 @@ def _onward(automaton: Automaton, gap: Tokens) -> Ints | None:
     states = np.arange(len(automaton.next))
     for token in gap:
         assert token is not None
+        assert token != EARLY
         symbol = automaton.symbol[token]
         after = np.full(len(states), -1) if symbol < 0 else automaton.next[:, symbol]
         states = np.where(states < 0, -1, after[states])

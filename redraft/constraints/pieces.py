@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from redraft.data import Tokenizer
 from redraft.data.tokenizers import BYTE_OF
@@ -40,12 +41,20 @@ def pieces(tokenizer: Tokenizer) -> Pieces:
     usable = [one for one, name in enumerate(names) if name is not None and one not in special]
     allowed = set(usable)
     decoder = json.loads(tokenizer.backend.to_str())["decoder"]
-    if decoder is not None and decoder["type"] == "ByteLevel":
+    kinds = _kinds(decoder)
+    if "ByteLevel" in kinds and not kinds - {"ByteLevel", "Sequence", "Fuse"}:  # others would change what is spelt
         found = [_of_letters(name) if one in allowed else None for one, name in enumerate(names)]
         return Pieces(tuple(found), tuple(found))
     made = _probed(tokenizer, names, usable, '"ByteFallback"' in json.dumps(decoder))
     _check(tokenizer, made, usable)
     return made
+
+
+def _kinds(decoder: dict[str, Any] | None) -> set[str]:
+    """The types of a decoder and of all it is made of."""
+    if decoder is None:
+        return set()
+    return {decoder["type"]}.union(*(_kinds(one) for one in decoder.get("decoders", ())))
 
 
 def _special(tokenizer: Tokenizer) -> set[int]:
@@ -79,6 +88,8 @@ def _probed(tokenizer: Tokenizer, names: list[str | None], usable: list[int], by
         assert name is not None
         if bytewise and len(name) == 6 and name.startswith("<0x") and int(name[3:5], 16) >= 0x80:
             first[one] = rest[one] = bytes([int(name[3:5], 16)])  # half a character, which decodes to nothing alone
+        elif "\ufffd" in text and "\ufffd" not in name:
+            raise _no_pieces(tokenizer)  # half a character of which the bytes are not known
     return Pieces(tuple(first), tuple(rest))
 
 

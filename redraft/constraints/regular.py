@@ -9,14 +9,14 @@ The text is what stands from a row's first free position to its last, given toke
 token it may end before that, and ``stop`` fills what is left.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redraft.constraints.automaton import Automaton
+from redraft.constraints.automaton import EARLY, Automaton
 from redraft.constraints.layers import ImpossibleError, layers
 from redraft.constraints.paths import (
     Bools,
@@ -32,9 +32,10 @@ from redraft.constraints.paths import (
     pick,
     quietly,
 )
-from redraft.processes import Facts, Process, absorbing
-from redraft.randomness import rand
+from redraft.processes import Process, absorbing
+from redraft.randomness import inverse_cdf, rand
 from redraft.sampling.contract import Draw
+from redraft.sampling.law import Law
 
 
 @dataclass(frozen=True)
@@ -42,41 +43,66 @@ class Regular:
     """The texts that an automaton over ids accepts. Pass it to ``sample`` as ``constraint``."""
 
     automaton: Automaton
-    _bound: dict[tuple[int, int | None, int | None], Automaton] = field(
-        default_factory=dict[tuple[int, int | None, int | None], Automaton], repr=False, compare=False
+    _bound: dict[tuple[int, int, int | None, tuple[int, ...]], Automaton] = field(
+        default_factory=dict[tuple[int, int, int | None, tuple[int, ...]], Automaton], repr=False, compare=False
     )
 
-    def bind(self, process: Process, facts: Facts, ids: Tensor, frozen: Tensor, stop: int | None) -> "Bound":
+    def bind(self, process: Process, ids: Tensor, frozen: Tensor, stop: int | None, law: Law | None = None) -> "Bound":
         """The constraint on rows of one shape: ``ids`` (B, L), of which ``frozen`` are given.
+
+        No mask becomes a token that ``law`` bans, nor ``stop`` before its time, whether or not it is asked about.
 
         Errors: ``ValueError`` if there is no such text in the room that is free, or amid the tokens that are given.
         """
-        rows = list[tuple[Part, ...]]()
-        for row, known in zip(ids, frozen, strict=True):
+        rows, (banned, earliest) = list[tuple[Part, ...]](), ruled_out(law, len(ids))
+        for row, known, first in zip(ids, frozen, earliest, strict=True):
             free = (~known).nonzero().flatten().tolist()
             spans = [(free[0], free[-1] + 1)] if free else []
-            rows.append(tuple(self.part(process, row, known, span, stop) for span in spans))
+            rows.append(tuple(self.part(process, row, known, span, stop, banned, first) for span in spans))
         return Bound(mask_of(process), tuple(rows))
 
-    def part(self, process: Process, ids: Tensor, frozen: Tensor, span: tuple[int, int], stop: int | None) -> "Part":
-        """The constraint on the positions of a ``span`` of one row (L,). Errors: as ``bind``."""
+    def part(
+        self,
+        process: Process,
+        ids: Tensor,
+        frozen: Tensor,
+        span: tuple[int, int],
+        stop: int | None,
+        banned: tuple[int, ...] = (),
+        earliest: int = 0,
+    ) -> "Part":
+        """The constraint on the positions of a ``span`` of one row (L,), without the ``banned`` ids, and ``stop`` not
+        before the position ``earliest``. Errors: as ``bind``."""
         mask_id = mask_of(process)
-        automaton = self._over(process.K, mask_id, stop)
+        automaton = self._over(process.K, mask_id, stop, banned)
         states = len(automaton.next)
-        part = Part(automaton, *span, np.arange(states) == 0, automaton.accept)
+        part = Part(automaton, *span, np.arange(states) == 0, automaton.accept, earliest)
         row = torch.where(frozen, ids, mask_id).cpu().numpy()
-        if not bool((part.read(row, mask_id, part.before, *span) & part.after).any()):
-            raise self._infeasible(int((~frozen[slice(*span)]).sum()), span[1] - span[0], stop)
-        return part
+        if part.possible(row, mask_id):
+            return part
+        room = span[1] - span[0]
+        for asked, other in (
+            (f"the banned tokens {list(banned)}", replace(part, automaton=replace(automaton, banned=()))),
+            ("a stop token before min_length", replace(part, earliest=0)),
+            (
+                "banned tokens or a stop token before min_length",
+                replace(part, earliest=0, automaton=replace(automaton, banned=())),
+            ),
+        ):
+            if other.possible(row, mask_id):
+                raise ValueError(
+                    f"no text of {room} tokens satisfies the constraint without {asked}: allow them, or more room"
+                )
+        raise self._infeasible(int((~frozen[slice(*span)]).sum()), room, stop)
 
-    def _over(self, size: int, mask_id: int, stop: int | None) -> Automaton:
-        """The automaton over a model's ids, its texts ended by ``stop``."""
-        key = size, mask_id, stop
+    def _over(self, size: int, mask_id: int, stop: int | None, banned: tuple[int, ...]) -> Automaton:
+        """The automaton over a model's ids, its texts ended by ``stop``, and masks never becoming ``banned``."""
+        key = size, mask_id, stop, banned
         if key not in self._bound:
             if stop is not None and not 0 <= stop < size:
                 raise ValueError(f"stop={stop} is no token: ids run from 0 to {size - 1}")
             made = self.automaton.over(size, mask_id)
-            self._bound[key] = made if stop is None else made.ending(stop)
+            self._bound[key] = replace(made if stop is None else made.ending(stop), banned=banned)
         return self._bound[key]
 
     def _infeasible(self, free: int, room: int, stop: int | None) -> ValueError:
@@ -105,32 +131,49 @@ def mask_of(process: Process) -> int:
     return process.mask_id
 
 
+def ruled_out(law: Law | None, rows: int) -> tuple[tuple[int, ...], list[int]]:
+    """The ids that a law bans, and, of each row, the first position of the canvas where it lets a text end."""
+    banned = () if law is None or law.banned is None else tuple(law.banned.tolist())
+    return banned, [0] * rows if law is None or law.earliest is None else law.earliest.tolist()
+
+
 @dataclass(frozen=True)
 class Part:
     """The positions ``start`` to ``stop`` of a row. ``before`` and ``after`` (Q,) bool: the states in which they may be
-    entered, and left so that what stands behind them can follow."""
+    entered, and left so that what stands behind them can follow; masks before ``earliest`` do not end the text."""
 
     automaton: Automaton
     start: int
     stop: int
     before: Bools
     after: Bools
+    earliest: int = 0
 
-    def read(self, row: NDArray[np.int64], mask_id: int, states: Bools, start: int, stop: int) -> Bools:
-        """The states after the positions start to stop of a row (L,), masks being any token."""
-        for token in row[start:stop].tolist():
-            states = self.automaton.read(states, None if token == mask_id else token)
+    def tokens(self, row: NDArray[np.int64], mask_id: int, start: int, stop: int) -> list[int | None]:
+        """What stands on the positions start to stop of a row (L,)."""
+        masks = [EARLY if at < self.earliest else None for at in range(start, stop)]
+        return [mask if one == mask_id else one for one, mask in zip(row[start:stop].tolist(), masks, strict=True)]
+
+    def read(self, row: NDArray[np.int64], mask_id: int, stop: int) -> Bools:
+        """The states after the positions before ``stop`` of a row (L,)."""
+        states = self.before
+        for token in self.tokens(row, mask_id, self.start, stop):
+            states = self.automaton.read(states, token)
         return states
+
+    def possible(self, row: NDArray[np.int64], mask_id: int) -> bool:
+        """Whether a row (L,) can become a text."""
+        return bool((self.read(row, mask_id, self.stop) & self.after).any())
 
     def within(self, start: int, stop: int, row: NDArray[np.int64], mask_id: int) -> "Part | None":
         """The same of a part of the canvas; None if it lies outside."""
         first, last = max(self.start, start), min(self.stop, stop)
         if first >= last:
             return None
-        before, after = self.read(row, mask_id, self.before, self.start, first), self.after
-        for token in row[last : self.stop][::-1].tolist():
-            after = self.automaton.unread(after, None if token == mask_id else token)
-        return Part(self.automaton, first - start, last - start, before, after)
+        before, after = self.read(row, mask_id, first), self.after
+        for token in reversed(self.tokens(row, mask_id, last, self.stop)):
+            after = self.automaton.unread(after, token)
+        return Part(self.automaton, first - start, last - start, before, after, self.earliest - start)
 
 
 @dataclass(frozen=True)
@@ -153,18 +196,21 @@ class Bound:
     def propose(self, z: Tensor, where: Tensor, logp: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """Tokens (n,) and log p (n, K) for the positions ``where``; see ``Constraint``.
 
-        A mask that is not asked about may become any token. A written token that is asked about stays, and is its own
-        proposal. Where ``top_k`` and ``top_p`` leave no text, one is drawn without them.
+        A mask that is not asked about may become any token that is not ruled out. A written token that is asked about
+        stays, and is its own proposal. Where ``top_k`` and ``top_p`` leave no text, one is drawn without them.
 
-        Errors: ``ValueError`` if none is possible: by what a callback wrote, or as its tokens are banned.
+        Errors: ``ValueError`` if none is possible, by what a callback wrote or as the model gives its tokens
+        probability 0; and for positions asked about so far apart, with masks between, that more sets of states than
+        ``layers.MAX_SETS`` would have to be told apart, which shows only while a text is being written.
         """
-        found = self._alone(z, where, logp, draw)
+        # the same numbers whatever is constrained: a row's must not depend on the rows beside it
+        u = rand((*z.shape, 2), draw.generator) if draw.temperature > 0 else torch.zeros((*z.shape, 2)).double()
+        found, u = self._alone(z, where, logp, draw, u[..., 0]), u.numpy()
         given, canvas, asked = logp.clone(), z.cpu().numpy(), where.cpu().numpy()
         open_ = asked & (canvas == self.mask_id)
         number = asked.cumsum().reshape(asked.shape) - 1  # of each position among those asked about
         cut = draw.temperature > 0 and (draw.top_p < 1 or draw.top_k > 0)
         law = draw.probs(logp).log() if cut else None
-        u = rand((*z.shape, 2), draw.generator).numpy() if draw.temperature > 0 else np.zeros((*z.shape, 2))
         for row, part in ((row, part) for row, parts in enumerate(self.parts) for part in parts):
             at = open_[row, part.start : part.stop].nonzero()[0] + part.start
             if len(at):
@@ -176,16 +222,17 @@ class Bound:
                     given[here] += task.given()
         return found, given
 
-    def _alone(self, z: Tensor, where: Tensor, logp: Tensor, draw: Draw) -> Tensor:
-        """Tokens (n,) as if nothing were constrained, where something is not; what stands there of the rest."""
+    def _alone(self, z: Tensor, where: Tensor, logp: Tensor, draw: Draw, u: Tensor) -> Tensor:
+        """Tokens (n,), drawn with ``u`` (B, L), where nothing is constrained; what stands there of the rest."""
         covered = torch.zeros_like(where)
         for row, parts in enumerate(self.parts):
             for part in parts:
                 covered[row, part.start : part.stop] = True
         found, left = z[where], (where & ~covered & (z == self.mask_id))[where]
         if bool(left.any()):
-            free = logp.argmax(-1) if draw.temperature == 0 else draw.tokens_at(draw.probs(logp), where)
-            found[left] = free[left]
+            free, number = logp[left], u.to(z.device)[where][left][:, None]
+            likeliest = draw.temperature == 0
+            found[left] = free.argmax(-1) if likeliest else inverse_cdf(draw.probs(free), number).squeeze(-1)
         return found
 
 
@@ -207,13 +254,13 @@ class _Task:
     def of(cls, part: Part, row: NDArray[np.int64], at: Ints, mask_id: int, logp: Tensor) -> "_Task":
         """Errors: ``ValueError`` if nothing can be written there."""
         automaton = part.automaton
-        tokens = [None if token == mask_id else int(token) for token in row[part.start : part.stop].tolist()]
+        tokens = part.tokens(row, mask_id, part.start, part.stop)
         found, start, accept = layers(automaton, tokens, (at - part.start).tolist(), part.before, part.after)
         weights = _of_ids(automaton, logp)
         mass, shares = _masses(automaton, weights)
         later = backward(found, mass, accept)
         if np.isneginf(later[0][start]):
-            raise ImpossibleError("the law gives each token that may follow probability 0; are they banned?")
+            raise ImpossibleError("the law gives each token that may follow probability 0")
         return cls(automaton, found, start, accept, logp, weights, mass, shares, later)
 
     def given(self) -> Tensor:
@@ -247,7 +294,7 @@ class _Task:
 
 def _of_ids(automaton: Automaton, logp: Tensor) -> Floats:
     """log p (n, K) of the ids that have a symbol, by symbol."""
-    return logp.cpu().numpy().take(automaton.ids[0], axis=1).astype(np.float64)
+    return logp.cpu().index_select(1, torch.from_numpy(automaton.ids[0])).double().numpy()
 
 
 def _places(number: Ints, device: torch.device) -> Tensor | slice:

@@ -1,7 +1,7 @@
 """A context-free grammar made ready for charts: rules of at most two symbols, terminals as one automaton over bytes.
 
-The text is lark's EBNF and is read by lark, which unfolds ``?``, ``*``, ``+``, ``~n``, ``[...]`` and templates; the
-regular expressions of terminals become automata by outlines-core.
+The text is lark's EBNF and is read by lark, which unfolds ``?``, ``*``, ``+``, ``~n`` and ``[...]``; templates are
+refused. The regular expressions of terminals become automata by outlines-core.
 """
 
 import importlib
@@ -19,6 +19,9 @@ from redraft.constraints.bytewise import Bytes, of_pattern, of_texts
 
 MAX_TEXT = 20_000
 MAX_UNFOLDED = 2_000
+MAX_WRITTEN = 8_000
+"""Parts of all terminals, each with those of the terminals it names."""
+MAX_LEVELS = 50
 MAX_SYMBOLS = 4_000
 MAX_STATES = 20_000
 
@@ -122,9 +125,12 @@ _FACTORED = 50  # lark writes ``x~n`` out below this n
 
 def _check_unfolded(text: str) -> None:
     """Refuse a definition that lark would write out as too many: every ``?`` and inner choice multiplies them."""
-    for definition in re.split(r"\n(?=[ \t]*[%?!\w])", text):
+    terminals = dict[str, list[str]]()
+    for definition in re.split(r"\n(?=[ \t]*[%?!\w])", re.sub(r"\\[ ]*\r?\n", " ", text)):
         name, _, body = definition.partition(":")
         tokens = [token for token in _TOKEN.findall(body) if not token.isspace() and not token.startswith("//")]
+        if terminal := re.search(r"(?:^|[\s%])(_*[A-Z]\w*)\s*(?:\.\s*-?\d+\s*)?$", name):
+            terminals.setdefault(terminal[1], []).extend(tokens)
         if "{" in name or any(token[0] != '"' and token.endswith("{") for token in tokens):
             raise ValueError(f"{name.strip()[:40]!r} uses a template: write the rules out")
         # a terminal becomes one pattern, whose automaton is bounded elsewhere
@@ -132,6 +138,27 @@ def _check_unfolded(text: str) -> None:
             raise ValueError(
                 f"{name.strip()[:40]!r} stands for more than {MAX_UNFOLDED} rules: give its parts names of their own"
             )
+    _check_written_out(terminals)
+
+
+def _check_written_out(terminals: Mapping[str, Sequence[str]]) -> None:
+    """Refuse terminals that lark would write out, each in all that use it, as more than ``MAX_WRITTEN`` in all."""
+    sizes = dict[str, int]()
+
+    def size(name: str, above: tuple[str, ...]) -> int:
+        if name in above or len(above) > MAX_LEVELS:
+            raise ValueError(f"terminal {name} is made of itself, or of more than {MAX_LEVELS} levels: write a rule")
+        if name not in sizes:
+            sizes[name] = sum(
+                size(one, (*above, name)) if one in terminals else 1 + len(one) // 8 for one in terminals[name]
+            )
+        return sizes[name]
+
+    total = 0
+    for name in terminals:
+        total += size(name, ())
+        if total > MAX_WRITTEN:
+            raise ValueError(f"the terminals up to {name} stand for more than {MAX_WRITTEN} parts: make some rules")
 
 
 def _unfolded(tokens: Iterable[str]) -> int:
@@ -294,11 +321,13 @@ def _check_expression(name: str, expression: str) -> None:
             tree = parser.parse(expression)
         except FutureWarning as error:
             raise ValueError(f"terminal {name}: {expression[:80]!r}: {error}; put a backslash before it") from None
-    if _looks_around(tree):
+    if _has(tree, "POSSESSIVE_REPEAT", "ATOMIC_GROUP"):
+        raise ValueError(f"terminal {name}: {expression[:80]!r} has a possessive repeat or an atomic group: write a+")
+    if _has(tree, "AT", "ASSERT", "ASSERT_NOT"):
         raise ValueError(f"terminal {name}: {expression[:80]!r} looks at what stands beside it (^, $, \\b, (?=...))")
 
 
-def _looks_around(tree: Any) -> bool:
+def _has(tree: Any, *kinds: str) -> bool:
     if isinstance(tree, str | int) or tree is None:
-        return str(tree) in ("AT", "ASSERT", "ASSERT_NOT")
-    return any(_looks_around(part) for part in tree)
+        return str(tree) in kinds
+    return any(_has(part, *kinds) for part in tree)

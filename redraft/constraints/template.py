@@ -5,35 +5,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from redraft.constraints.automaton import Automaton, trimmed
 from redraft.constraints.compile import pattern_of, regex
-from redraft.constraints.regular import Bound, Part, Regular, mask_of
+from redraft.constraints.regular import Bound, Part, Regular, mask_of, ruled_out
 from redraft.data import Tokenizer
-from redraft.processes import Facts, Process
+from redraft.processes import Process
+from redraft.sampling.law import Law
 
 
 @dataclass(frozen=True)
 class Each:
     """``gaps[i]`` holds of the i-th gap of every row: the i-th run of free positions with nothing given in it.
 
-    A gap without one is free. ``stop`` may end the last gap early, if nothing is given behind it; others are filled.
+    A gap without one is free. ``stop`` may end the last gap early, if nothing is given behind it or it is free; no
+    other gap holds ``stop``, which would end the text before what is given.
     """
 
     gaps: Mapping[int, Regular]
 
-    def bind(self, process: Process, facts: Facts, ids: Tensor, frozen: Tensor, stop: int | None) -> Bound:
-        """The constraint on rows of one shape. Errors: ``ValueError`` for a gap that no row has, and as ``Regular``."""
+    def bind(self, process: Process, ids: Tensor, frozen: Tensor, stop: int | None, law: Law | None = None) -> Bound:
+        """The constraint on rows of one shape. Errors: ``ValueError`` for a gap no row has, and as ``Regular``."""
         mask_id, rows = mask_of(process), list[tuple[Part, ...]]()
-        for row, known in zip(ids, frozen, strict=True):
+        banned, earliest = ruled_out(law, len(ids))
+        for row, known, first in zip(ids, frozen, earliest, strict=True):
             spans, parts = _runs(known), list[Part]()
             beyond = [number for number in self.gaps if not 0 <= number < len(spans)]
             if beyond:
                 raise ValueError(f"a constraint for gap {beyond[0]} of a text with {len(spans)} gaps, counted from 0")
             for number, span in enumerate(spans):
-                if number in self.gaps:
-                    end = stop if span[1] == len(known) else None
-                    parts.append(self.gaps[number].part(process, row, known, span, end))
+                if number in self.gaps and span[1] == len(known):
+                    parts.append(self.gaps[number].part(process, row, known, span, stop, banned, first))
+                elif number in self.gaps or (stop is not None and number + 1 < len(spans)):
+                    one = self.gaps.get(number) or _anything(process.K)
+                    one = one if stop is None else _without(one, stop)
+                    parts.append(one.part(process, row, known, span, None, banned))
             rows.append(tuple(parts))
         return Bound(mask_id, tuple(rows))
 
@@ -65,8 +73,20 @@ def json_template(
         raise ValueError(f"room for {sorted(sizes)}, and the properties are {sorted(properties)}: pass one for each")
     written = [f"{_literal(json.dumps(name, ensure_ascii=False))}: [MASK:{sizes[name]}]" for name in properties]
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
-    patterns = [pattern_of({**shared, **value}) for value in properties.values()]
+    own = [{**shared, **value} if isinstance(value, Mapping) else value for value in properties.values()]
+    patterns = [pattern_of(one) for one in own]
     return "{" + ", ".join(written) + "}", each([regex(f"(?:{one}) *", tokenizer) for one in patterns])
+
+
+def _anything(size: int) -> Regular:
+    """Any text over so many ids."""
+    return Regular(Automaton(np.zeros((1, 1), np.intp), np.ones(1, np.bool_), np.zeros(size, np.intp)))
+
+
+def _without(one: Regular, stop: int) -> Regular:
+    """The texts that do not hold ``stop``. Errors: ``ValueError`` for none."""
+    made = one.automaton
+    return Regular(trimmed(made.next, made.accept, np.where(np.arange(len(made.symbol)) == stop, -1, made.symbol)))
 
 
 def _literal(text: str) -> str:

@@ -28,7 +28,7 @@ from redraft.errors import unknown
 from redraft.guidance import LogLikelihood, cfg, gradient_guided
 from redraft.models.folder import CONFIG, put_weights, read_config, write_model
 from redraft.processes import Denoiser
-from redraft.randomness import Device, derive, generator
+from redraft.randomness import Device, generator, row_seeds
 
 MODEL_TYPE = "redraft-dglm"
 ENCODER, DECODER = "encoder", "decoder"
@@ -144,9 +144,7 @@ class DGLM:
         if num < 1 or not asked:
             raise ValueError(f"num={num} for {len(asked)} prompts: draw at least one row")
         rows = [prompt for prompt in asked for _ in range(num)]
-        own = [derive(seed, row) for row in range(len(rows))] if seeds is None else list(seeds)
-        if len(own) != len(rows):
-            raise ValueError(f"{len(own)} seeds for {len(rows)} rows: pass one per row")
+        own = row_seeds(seed, seeds, len(rows))
         prefixes = {prompt: self.verbaliser.tokenizer.encode(prompt) if prompt else [] for prompt in asked}
         length = self.config.verbaliser.length if length is None else length
         if length < 1:

@@ -24,7 +24,7 @@ from redraft.guidance.hiding import Doubting, answer
 from redraft.guidance.weights import Weight, check_finite, weight_at
 from redraft.models.vectors import ask
 from redraft.processes import Denoiser, Facts, Gaussian, Process, absorbing
-from redraft.processes.base import as_condition, forwards_at, log_prob_of
+from redraft.processes.base import OF_POSITIONS, as_condition, forwards_at, log_prob_of
 from redraft.randomness import categorical
 from redraft.sampling.samplers import Draw, Query, Sampler, Tokens, over_tokens
 
@@ -49,7 +49,7 @@ def mix(conditional: Tensor, unconditional: Tensor, weight: float | Tensor, with
     return torch.where(out.all(-1, keepdim=True), conditional, mixed)
 
 
-_OF_CANVAS = ("segments", "positions", "attend", "mixture", "cache", "store", "given", "guess")
+_OF_CANVAS = (*OF_POSITIONS, "given", "guess")
 """What a condition says of the canvas, and so is told to both sides; the rest is what is wanted of the text."""
 
 

@@ -21,7 +21,7 @@ from redraft.guidance.classifier_free import reverse_kernel
 from redraft.guidance.steering import Corrected, Plan, Promise, Reward, Steering
 from redraft.processes import Denoiser, Process
 from redraft.processes.base import as_condition, of_rows
-from redraft.randomness import Device, categorical, derive
+from redraft.randomness import Device, categorical, derive, row_seeds
 from redraft.sampling.canvas import layout
 from redraft.sampling.loop import sample
 from redraft.sampling.request import Writing
@@ -71,7 +71,7 @@ def steer(
     resampling: str = "systematic",
     base: Denoiser | None = None,
     pick: str = "weights",
-    length: int | Sequence[int] = 64,
+    length: int | Sequence[int] | None = None,
     num: int = 1,
     prompt: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
     canvas: Tensor | Sequence[Tensor] | None = None,
@@ -121,9 +121,7 @@ def steer(
     if options.get("block") is not None or denoiser.facts.attention == "block":
         raise ValueError("steer of texts written in blocks, whose particles cannot change places: write them whole")
     ids, known = layout(process, length, num if seeds is None else len(seeds), prompt, canvas, frozen, strength)
-    seeds = [derive(seed, row) for row in range(len(ids))] if seeds is None else list(seeds)
-    if len(seeds) != len(ids):
-        raise ValueError(f"{len(seeds)} seeds for {len(ids)} texts: pass one for each")
+    seeds = row_seeds(seed, seeds, len(ids))
     cond = _of_particles(cond, len(ids), particles)
     if base is not None:
         _check_base(process, denoiser, options)

@@ -15,7 +15,7 @@ from torch import Tensor
 from redraft.errors import unknown
 from redraft.guidance.classifier_free import Beside, reverse_kernel
 from redraft.guidance.particles import POTENTIALS, RESAMPLING, Particles, effective_size
-from redraft.processes import Denoiser, PerToken, Process, absorbing
+from redraft.processes import Denoiser, Process, absorbing, only_masks
 from redraft.randomness import categorical, generator, inverse_cdf, rand
 from redraft.sampling.contract import tempered
 from redraft.sampling.samplers import Draw, Query
@@ -259,8 +259,3 @@ class Steering:
         s = torch.full((len(step.z),), step.s, dtype=torch.float64, device=step.z.device)
         cavity = tempered(logp, *self.shaping).log().view(*step.z.shape, -1)
         return self.process.to_full(cavity, step.z, s).flatten(0, 1)[wanted].exp()
-
-
-def only_masks(process: Process) -> bool:
-    """Whether what is no mask is final."""
-    return absorbing(process) or isinstance(process, PerToken)

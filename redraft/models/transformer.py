@@ -17,6 +17,7 @@ from redraft.models.layers import (
     TIME_FEATURES,
     Block,
     Reading,
+    alike,
     mixed,
     norm,
     placed,
@@ -188,7 +189,7 @@ class Transformer(nn.Module):
         x = x.float() if torch.is_autocast_enabled(x.device.type) else x
         positions = cond.get("positions", torch.arange(z.shape[1], device=z.device))
         x, rotary = placed(x, positions)
-        code = self.time(time_features(place).to(x)) if self.time_conditioned else None
+        code = alike(self.time, time_features(place).to(x)) if self.time_conditioned else None
         attention = self.config.attention
         pattern = contexts.readable(z, cond, attention, self.config.block, self.config.process.get("mask_id"))
         reading = Reading(rotary, pattern, attention == "causal", cond.get("cache"), cond.get("store", False))

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redraft.processes import Categorical, Denoiser, PerToken, Process, absorbing
+from redraft.processes import Categorical, Denoiser, Process, only_masks
 from redraft.processes.base import Attention, Condition, log_prob_of, per_position, to_convention
 from redraft.randomness import Device, Generators
 
@@ -133,7 +133,7 @@ def evaluate(
     that can is asked for the masked ones alone, which the integrand then sees as rows of length one.
     """
     x0, asked = batch["ids"], {"scores": True} if scores else {}
-    masks_only = absorbing(process) or isinstance(process, PerToken)
+    masks_only = only_masks(process)
     if masks_only and denoiser.facts.selective:
         where = z == process.mask_id
         said = denoiser(z, t, condition(batch), **asked, **{"where": where})[:, None]

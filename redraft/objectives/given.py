@@ -13,7 +13,7 @@ from torch import Tensor
 
 from redraft.models.told import Told
 from redraft.objectives.base import Batch, Loss, Objective, valid
-from redraft.processes import Denoiser, PerToken, Process, absorbing
+from redraft.processes import Denoiser, Process, only_masks
 from redraft.randomness import Device, Generators, rand
 
 PATTERNS = 3
@@ -79,7 +79,7 @@ def check_given(process: Process, objective: str = "") -> None:
     """Errors: ``ValueError`` for a process that masks, which needs no training to infill, and for ``REFUSED``."""
     if objective in REFUSED:
         raise ValueError(f"loss.given with objective {objective!r}, which shows the network more than z: leave it out")
-    if absorbing(process) or isinstance(process, PerToken):
+    if only_masks(process):
         raise ValueError(
             f"loss.given with a {process.name} process: what is no mask is clean there, and known to be; leave it out"
         )

@@ -18,7 +18,7 @@ from redraft.processes.d3pm import d3pm
 from redraft.processes.gaussian import Channel, Gaussian
 from redraft.processes.matrix import Matrix
 from redraft.processes.noises import hybrid_noise, masked_noise, uniform_noise
-from redraft.processes.per_token import PerToken, learned, spindle
+from redraft.processes.per_token import PerToken, learned, only_masks, spindle
 from redraft.schedules import Gamma, Kept, Schedule, gamma_tensors
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "hybrid",
     "learned",
     "masked",
+    "only_masks",
     "spindle",
     "tensors_of",
     "uniform",

@@ -75,6 +75,10 @@ class Condition(TypedDict, total=False):
     detached: Tensor
 
 
+OF_POSITIONS = ("segments", "positions", "attend", "mixture", "cache", "store")
+"""Those keys of ``Condition`` that speak of the positions themselves and of how they are read."""
+
+
 def as_condition(cond: Any) -> Condition:
     """``cond`` as what more can be told beside: itself, or empty for None. Errors: ``ValueError`` for no mapping."""
     if cond is None:

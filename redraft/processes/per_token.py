@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redraft.processes.base import log_prob_of, per_position
-from redraft.processes.categorical import T_EDGE, check_ids, mask_state, vocabulary
+from redraft.processes.base import Process, log_prob_of, per_position
+from redraft.processes.categorical import T_EDGE, absorbing, check_ids, mask_state, vocabulary
 from redraft.randomness import Device, Generators, categorical, rand
 
 Hide = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -218,3 +218,8 @@ class PerToken:
         return logp
 
     to_cavity = to_full
+
+
+def only_masks(process: Process) -> bool:
+    """Whether what is no mask is final: ``absorbing``, or masks at a rate of each token's own."""
+    return absorbing(process) or isinstance(process, PerToken)

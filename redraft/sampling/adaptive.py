@@ -12,7 +12,7 @@ from torch.nn.functional import max_pool1d, pad
 
 from redraft.processes import Process
 from redraft.sampling.contract import Draw, Query, proposing
-from redraft.sampling.proposal import Proposal, even, masks, propose, top
+from redraft.sampling.proposal import Proposal, bounded, even, masks, propose, top
 from redraft.sampling.selection import check_of
 
 
@@ -156,11 +156,8 @@ def entropy_bounded(
         raise ValueError(f"gamma={gamma} of entropy_bounded: pass nats from 0")
     open_ = masks("entropy_bounded", process, z, draw)
     proposal = propose(process, denoiser, z, t, s, draw, open_)
-    entropy = proposal.entropy(of).masked_fill(~open_, torch.inf)
-    ranked, order = entropy.sort(dim=1, stable=True)
-    before = pad(ranked.double().cumsum(1)[:, :-1], (1, 0))
-    sure = open_ & torch.zeros_like(open_).scatter(1, order, before <= gamma)
-    return proposal.write(enough(sure, -entropy, open_, even(open_.sum(1), t, s), gap))
+    entropy = proposal.entropy(of)
+    return proposal.write(enough(bounded(entropy, open_, gamma), -entropy, open_, even(open_.sum(1), t, s), gap))
 
 
 @proposing

@@ -36,7 +36,7 @@ def by_blocks(
     last = max(first_block(row, 1)[1] for row in frozen)
     spans = [(start, min(start + block, text.shape[1])) for start in range(first, last, block)]
     cost, logp = Cost(of_rows=[0] * len(ids)), torch.full(ids.shape, torch.nan, dtype=torch.float64, device=ids.device)
-    window = Window(request.denoiser, text, frozen, cache, refresh)
+    window = Window(request.denoiser, process, text, frozen, cache, refresh)
     left = torch.arange(len(ids), device=ids.device)  # the rows that have not ended
     if spans and first:
         window.take_in(0, first, cost, left.tolist())
@@ -58,7 +58,7 @@ def by_blocks(
         window, left = window.only(still), left[still]
         window.text = text[left]
         window.take_in(start, stop, cost, left.tolist())
-    return samples(request, text, frozen, seeds, cost, {"logp": logp}, cache is not None)
+    return samples(request, text, frozen, seeds, cost, {"logp": logp}, not aligned and cost.cached > 0)
 
 
 def _part(request: Request, window: Window, left: Tensor, text: Tensor, place: tuple[int, int], cost: Cost) -> Request:
@@ -72,9 +72,7 @@ def _part(request: Request, window: Window, left: Tensor, text: Tensor, place: t
     cond = None if request.cond is None else of_rows(as_condition(request.cond), left)
     callback = None if request.callback is None else _showing(request.callback, window, place, cost.nfe)
     rows = [request.rows[row] for row in left.tolist()]
-    return replace(
-        request, denoiser=window, law=law, constraint=constraint, cond=cond, callback=callback, rows=rows, stop=None
-    )
+    return replace(request, denoiser=window, law=law, constraint=constraint, cond=cond, callback=callback, rows=rows)
 
 
 def _showing(callback: Callback, window: Window, place: tuple[int, int], nfe: int) -> Callback:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from redraft.errors import unknown
 from redraft.models.told import unnoised
-from redraft.processes import Facts, Gaussian, PerToken, Process, absorbing
+from redraft.processes import Facts, Gaussian, Process, only_masks
 from redraft.randomness import Generators, randn
 
 GIVEN = ("noised", "clean", "told")
@@ -31,13 +31,16 @@ Guidance by the given tokens' own likelihood (PLAID's token guidance) is a fourt
 """
 
 
+LENGTH = 64
+"""Positions to write after a prompt, unless told."""
+
 Rows = tuple[list[Tensor], list[Tensor]]
 """The ids of each row and which of them are given, both (L,)."""
 
 
 def layout(
     process: Process,
-    length: int | Sequence[int],
+    length: int | Sequence[int] | None,
     num: int,
     prompt: Tensor | Sequence[int] | Sequence[Sequence[int]] | None,
     canvas: Tensor | Sequence[Tensor] | None,
@@ -50,13 +53,15 @@ def layout(
     if strength is not None and not 0 <= strength <= 1:
         raise ValueError(f"strength={strength}: pass 0, which changes nothing, to 1, which keeps nothing")
     if _is_list(canvas) or _is_list(frozen):
-        found = _several(canvas, frozen)
+        found = _several(num, canvas, frozen)
     elif canvas is None and frozen is None and strength is None:
-        found = _continued(length, num, prompt)
+        found = _continued(LENGTH if length is None else length, num, prompt)
     else:
         found = _whole(num, canvas, frozen, strength)
     if prompt is not None and canvas is not None:
         raise ValueError("prompt and canvas are two ways to say the same: pass one")
+    if length is not None and canvas is not None:
+        raise ValueError(f"length={length} with a canvas, which is as long as it is: leave length out")
     ids, known = list(found[0]), list(found[1])
     _check_known(process, torch.cat([row[given] for row, given in zip(ids, known, strict=True)]), "frozen")
     if strength is not None:
@@ -97,10 +102,12 @@ def _continued(
     return ids, known
 
 
-def _several(canvas: Any, frozen: Any) -> Rows:
+def _several(num: int, canvas: Any, frozen: Any) -> Rows:
     """Rows given one by one."""
     if canvas is None or frozen is None or len(canvas) != len(frozen) or not len(canvas):
         raise ValueError("canvas and frozen go together: the ids of each row, and which of them must not change")
+    if num not in (1, len(canvas)):
+        raise ValueError(f"{num} rows or seeds with {len(canvas)} canvases: pass one canvas for each, or leave num out")
     ids = [_ids(row) for row in canvas]
     known = [torch.as_tensor(row) for row in frozen]
     for row, given in zip(ids, known, strict=True):
@@ -164,7 +171,7 @@ def convention(process: Process, facts: Facts, given: str | None, resample: int,
     asked = f"given={given!r}" if given is not None else f"resample={resample}"
     if resample < 0:
         raise ValueError(f"resample={resample}: pass the number of jumps back in each step, from 0")
-    if (given is not None or resample) and (absorbing(process) or isinstance(process, PerToken)):
+    if (given is not None or resample) and only_masks(process):
         raise ValueError(
             f"{asked} with a {process.name} process: what is no mask is clean there, given tokens are exact as they "
             "are; leave it out"

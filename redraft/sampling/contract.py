@@ -44,10 +44,10 @@ class Revision(Protocol):
 class Constraint(Protocol):
     """Which texts may be written on one canvas; made by ``redraft.constraints`` and asked by ``propose``.
 
-    ``propose(z, where, logp, draw)``: tokens (n,) for the positions ``where`` (B, L) of the canvas z, drawn *together*
-    from the product of their laws log p (n, K) given that the whole text satisfies the constraint (or, at temperature
-    0, the likeliest such tokens), and log p (n, K) of each given that. So any of them may be written and the others
-    drawn again: a text that satisfies the constraint stays possible.
+    ``propose(z, where, logp, draw)``: tokens (n,) for the positions ``where`` (B, L) of the canvas z that are jointly
+    possible, of a regular constraint drawn *together* from the product of their laws log p (n, K) given that the whole
+    text satisfies it (or, at temperature 0, the likeliest such tokens), and log p (n, K) of each given that. So any of
+    them may be written and the others drawn again: a text that satisfies the constraint stays possible.
     """
 
     def propose(self, z: Tensor, where: Tensor, logp: Tensor, draw: "Draw") -> tuple[Tensor, Tensor]: ...
@@ -117,7 +117,8 @@ def tempered(logp: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 
     check_temperature(temperature, top_p, top_k)
     if temperature == 0:
         return torch.nn.functional.one_hot(logp.argmax(-1), logp.shape[-1]).double()
-    p = torch.softmax(logp.double() / temperature, dim=-1)
+    logp = logp.double()
+    p = torch.softmax((logp - logp.amax(-1, keepdim=True)) / temperature, dim=-1)  # so that no quotient is infinite
     if top_p == 1 and not 0 < top_k < p.shape[-1]:
         return p
     ranked, order = p.sort(dim=-1, descending=True, stable=True)

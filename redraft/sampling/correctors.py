@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from redraft.errors import unknown
-from redraft.processes import Denoiser, Process, absorbing
+from redraft.processes import Denoiser, Process, absorbing, only_masks
 from redraft.processes.base import device_of, log_prob_of, to_convention
 from redraft.processes.per_token import PerToken
-from redraft.randomness import categorical, derive, generator
+from redraft.randomness import categorical, generator, row_seeds
 from redraft.sampling.contract import Draw, Query, Tokens, clean, misfit, over_tokens, revising, tempered
 from redraft.sampling.kernels import ancestral
 
@@ -171,7 +171,7 @@ def self_correct(
     Returns the tokens and the number of denoiser calls. Errors: ``ValueError`` for a masked process or one of vectors,
     whose denoisers never learnt to doubt a token, for other shapes, for t0 outside (0, 1) and for a patience below 1.
     """
-    if not over_tokens(process) or absorbing(process) or isinstance(process, PerToken):
+    if not over_tokens(process) or only_masks(process):
         raise ValueError(
             f"self_correct needs uniform or hybrid noise; a {process.name} denoiser never learnt to doubt a token: "
             "revise while writing, with sampler='remdm'"
@@ -183,8 +183,7 @@ def self_correct(
         raise ValueError(
             f"tokens {tuple(tokens.shape)}, frozen {shape} of self_correct: pass (B, L) ids and a bool alike"
         )
-    seeds = [derive(seed, row) for row in range(len(tokens))] if seeds is None else list(seeds)
-    generators = [generator(one) for one in seeds]
+    generators = [generator(one) for one in row_seeds(seed, seeds, len(tokens))]
     tokens = tokens.to(device_of(denoiser))
     frozen = torch.zeros_like(tokens, dtype=torch.bool) if frozen is None else frozen.to(tokens.device)
     t = torch.full((len(tokens),), t0, dtype=torch.float64, device=tokens.device)

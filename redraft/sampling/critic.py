@@ -24,7 +24,7 @@ from redraft.processes import Categorical, Denoiser, Process, absorbing
 from redraft.processes.base import per_position
 from redraft.randomness import categorical, generator, rand, row_generators
 from redraft.sampling.contract import Draw, Query, Sampler, clean, misfit, proposing, revising
-from redraft.sampling.proposal import masks, propose, top
+from redraft.sampling.proposal import floored, masks, propose, top
 
 Judge = Callable[[Tensor, Tensor], Tensor]
 """``(ids, t) -> (B, L)``: the log-odds that each token of a finished draft is real, not written by the generator."""
@@ -64,7 +64,7 @@ def critic(network: Judge, *, noise: float = 1.0) -> Sampler:
         filled, mask_id = proposal.write(open_), proposal.process.mask_id
         assert mask_id is not None
         hidden = 1 - proposal.process.schedule(s)[0]
-        count = torch.where(s == 0, 0, (hidden * free.sum(1) + 1e-9).floor().long())
+        count = torch.where(s == 0, 0, floored(hidden * free.sum(1)))
         where = free & (count > 0)[:, None]
         by_sample = isinstance(denoiser, Judging)
         said = denoiser.judge(network, filled, t, where) if by_sample else network(filled, t)[where]

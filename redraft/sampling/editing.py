@@ -6,7 +6,6 @@ what to say of a written token: one trained on masks alone says anything there.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from redraft.errors import unknown
 from redraft.processes.base import log_prob_of
 from redraft.sampling.contract import Draw
-from redraft.sampling.proposal import Proposal, top
+from redraft.sampling.proposal import Proposal, floored, top
 
 
 def _written(z: Tensor, draw: Draw, mask_id: int) -> Tensor:
@@ -99,7 +98,6 @@ class Edit:
         return z
 
 
-When = Literal["now", "written"]
 WHEN = ("now", "written")
 
 
@@ -151,7 +149,7 @@ class Remask:
         taken = _known(memory, "taken", z)
         written = _written(before, draw, mask_id)
         logp = self._sureness(proposal, written)
-        count = (self.share * proposal.s * written.sum(1) + 1e-9).floor().long()
+        count = floored(self.share * proposal.s * written.sum(1))
         among = written & (taken < self.times) & (logp.exp() < self.tau)
         back = top(-logp, among, count)
         memory["taken"] = taken + back

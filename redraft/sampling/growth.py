@@ -143,7 +143,7 @@ def elastic(
     rule = samplers.get(sampler)
     if not proposes(rule) or revises(rule):
         raise ValueError(f"sampler={sampler!r} where lengths change: use one that writes each mask once, 'threshold'")
-    ids, known = layout(process, 1, num if seeds is None else len(seeds), None, canvas, frozen)
+    ids, known = layout(process, None, num if seeds is None else len(seeds), None, canvas, frozen)
     device = device_of(denoiser) if device is None else device
     drafts = begun(checked, ids, known, seed, seeds, device)
     for draft in drafts:

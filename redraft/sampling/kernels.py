@@ -6,9 +6,8 @@
 import torch
 from torch import Tensor
 
-from redraft.processes import Categorical, Process, absorbing
+from redraft.processes import Categorical, Process, absorbing, only_masks
 from redraft.processes.base import per_position
-from redraft.processes.per_token import PerToken
 from redraft.randomness import categorical, rand
 from redraft.sampling.contract import Draw, Query, misfit
 from redraft.sampling.flow import ddim
@@ -43,7 +42,7 @@ def greedy_tail(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tens
     logp = denoiser(z, t)
     drawn = process.ancestral(draw.probs(logp), z, t, s, draw.generator)
     last = per_position(s == 0)
-    if absorbing(process) or isinstance(process, PerToken):
+    if only_masks(process):
         last = last & (z == process.mask_id)
     return torch.where(last, logp.argmax(-1), drawn)
 

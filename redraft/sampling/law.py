@@ -1,21 +1,23 @@
 """What a request does to the model's law before any sampler sees it: tokens ruled out, repeated ones made unlikely."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from redraft.processes import Process
+from redraft.processes import Process, only_masks
 
 
 @dataclass(frozen=True)
 class Law:
     """``banned`` (n,) ids are never written; ``stop`` (an id) not before ``earliest`` (B,), a position of the canvas.
 
-    ``repetition`` above 1 makes tokens that stand elsewhere on the canvas less likely: their log p is multiplied by it
-    (CTRL, Keskar et al. 2019, divides logits; log p is never positive, and needs no cases). ``start`` is where the positions
-    asked about begin on the canvas, ``beside`` (B, M) the rest of it, whose tokens count as repeated too.
+    ``repetition`` above 1 divides the probability of tokens that stand elsewhere on the canvas (CTRL, Keskar et al.
+    2019, divides logits, whose zero is arbitrary; a power of p would favour what repeats once all tokens stand).
+    ``start`` is where the positions asked about begin on the canvas, ``beside`` (B, M) the rest of it, whose tokens
+    count as repeated too. Where a model gives all that is left probability 0, what is left is as likely as the rest.
     """
 
     banned: Tensor | None = None
@@ -41,14 +43,28 @@ class Law:
         where = torch.ones_like(z, dtype=torch.bool) if where is None else where
         row, position = where.nonzero(as_tuple=True)
         if self.repetition != 1:
-            flat = torch.where(self._repeated(z, where, mask_id, flat.shape[-1]), self.repetition * flat, flat)
+            repeated = self._repeated(z, where, mask_id, flat.shape[-1])
+            flat = torch.where(repeated, flat - math.log(self.repetition), flat)
+        early = None if self.earliest is None else position + self.start < self.earliest[row]
+        flat = self._ruled(flat, early)
+        if early is not None or self.banned is not None:
+            nothing = torch.isneginf(flat).all(-1)
+            if bool(nothing.any()):
+                left = self._ruled(torch.zeros_like(flat[nothing]), None if early is None else early[nothing])
+                if mask_id is not None and mask_id < left.shape[-1]:
+                    left[:, mask_id] = -torch.inf
+                flat = flat.index_copy(0, nothing.nonzero().squeeze(1), left)
+        return torch.log_softmax(flat, -1).view_as(logp)
+
+    def _ruled(self, flat: Tensor, early: Tensor | None) -> Tensor:
+        """log p (n, K) without what may not be written; ``early`` (n,) says where the end may not."""
         if self.banned is not None:
             flat = flat.index_fill(-1, self.banned, -torch.inf)
-        if self.stop is not None and self.earliest is not None:
-            early = position + self.start < self.earliest[row]
-            column = torch.where(early, -torch.inf, flat[:, self.stop])
-            flat = flat.index_copy(-1, torch.tensor([self.stop], device=z.device), column[:, None])
-        return torch.log_softmax(flat, -1).view_as(logp)
+        if early is None:
+            return flat
+        assert self.stop is not None
+        column = torch.where(early, -torch.inf, flat[:, self.stop])
+        return flat.index_copy(-1, torch.tensor([self.stop], device=flat.device), column[:, None])
 
     def _repeated(self, z: Tensor, where: Tensor, mask_id: int | None, size: int) -> Tensor:
         """Which tokens would repeat one that stands elsewhere on the row's canvas, (n, K) bool."""
@@ -56,9 +72,9 @@ class Law:
         ids = whole.masked_fill(whole == mask_id, size) if mask_id is not None else whole
         count = torch.zeros(len(z), size + 1, dtype=torch.long, device=z.device)
         count = count.scatter_add(1, ids.clamp_max(size), torch.ones_like(ids))
-        row, own = where.nonzero()[:, 0], ids[:, : z.shape[1]][where].clamp_max(size)[:, None]
-        repeated = count[row] > 0  # but a token is no repetition of itself
-        return repeated.scatter(1, own, count[row].gather(1, own) > 1)[:, :size]
+        row, own = where.nonzero()[:, 0], ids[:, : z.shape[1]][where].clamp_max(size)
+        repeated = (count > 0)[row]  # but a token is no repetition of itself
+        return repeated.scatter(1, own[:, None], (count[row, own] > 1)[:, None])[:, :size]
 
 
 def law(
@@ -73,14 +89,16 @@ def law(
     """What is asked of the law of a canvas whose given tokens are ``frozen`` (B, L); None if nothing is.
 
     ``min_length`` counts from the first free position of a row. Errors: ``ValueError`` for ids that are no tokens or
-    all of them, a repetition that is not above 0, a minimum length without a ``stop`` token or beyond what is free.
+    all of them, a repetition that is not above 0, a minimum length without a ``stop`` token or beyond what is free, and
+    anything of a process of vectors.
     """
     for name, ids in (("banned", banned), ("stop", () if stop is None else (stop,))):
         wrong = [one for one in ids if not 0 <= one < process.K or one == process.mask_id]
         if wrong:
             raise ValueError(f"{name} holds {wrong[0]}, which is no token: ids run from 0 to {process.K - 1}")
-    if len(set(banned)) >= process.K - (process.mask_id is not None and process.mask_id < process.K):
-        raise ValueError(f"banned holds all {process.K} tokens: leave one that can be written")
+    out = {*banned, *([] if stop is None or not min_length else [stop])}
+    if len(out) >= process.K - (process.mask_id is not None and process.mask_id < process.K):
+        raise ValueError(f"banned holds all {process.K} tokens: leave one that can be written, not the end alone")
     if not repetition > 0:
         raise ValueError(f"repetition={repetition}: pass a number above 0; 1 changes nothing, more avoids repeats")
     if min_length < 0 or (min_length and stop is None):
@@ -91,8 +109,14 @@ def law(
     room = int(free.sum(1).min())
     if min_length > room:
         raise ValueError(f"min_length={min_length}, and a row has {room} free positions: ask for less")
-    if not banned and repetition == 1 and not min_length:
+    said, idle = {"banned": list(banned), "repetition": repetition, "min_length": min_length}, ([], 1, 0)
+    asked = {name: value for (name, value), none in zip(said.items(), idle, strict=True) if value != none}
+    if not asked:
         return None
+    if process.vectors:
+        raise ValueError(f"{asked} of a {process.name} process, which names tokens at its end only: leave them out")
+    if repetition != 1 and not only_masks(process):
+        raise ValueError(f"repetition={repetition} of a {process.name} process, whose noise repeats too: leave it out")
     ids = torch.tensor(sorted(set(banned)), device=frozen.device) if banned else None
     earliest = free.int().argmax(1) + min_length if min_length else None
     return Law(ids, stop, earliest, repetition)

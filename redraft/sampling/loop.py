@@ -1,6 +1,6 @@
 """``sample``: the only door to sampling. Prompt, infilling and editing are one ``frozen`` mask on one canvas."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from redraft.processes import Denoiser, Process
-from redraft.processes.base import device_of
-from redraft.randomness import Device, derive
+from redraft.processes.base import as_condition, device_of, of_rows
+from redraft.randomness import Device, row_seeds
 from redraft.sampling.blocks import by_blocks
 from redraft.sampling.canvas import convention, layout
 from redraft.sampling.law import law
-from redraft.sampling.request import Request, alike, chosen, width_of_blocks
+from redraft.sampling.request import Request, alike, step_function, width_of_blocks
 from redraft.sampling.samplers import Sampler
 from redraft.sampling.steps import Callback, Samples, joined
 from redraft.sampling.writing import write
@@ -24,7 +24,7 @@ def sample(
     process: Process,
     denoiser: Denoiser,
     *,
-    length: int | Sequence[int] = 64,
+    length: int | Sequence[int] | None = None,
     num: int = 1,
     steps: int | None = None,
     prompt: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
@@ -53,7 +53,7 @@ def sample(
 ) -> Samples:
     """Draw texts by refining a whole canvas from t = 1 to t = 0 in ``steps`` equal steps of t.
 
-    The canvas is ``prompt`` followed by ``length`` free positions, or is given: ``canvas`` (L,) or (B, L) ids with
+    The canvas is ``prompt`` followed by ``length`` free positions (64), or is given: ``canvas`` (L,) or (B, L) ids with
     ``frozen``, a bool of its shape, marking the tokens that must not change. ``num`` rows are drawn of a canvas of one
     row, on the device of the denoiser's weights. Rows may differ in prompt and length: pass a list of either, or of
     canvases (L,); rows of one shape are drawn together, and no position is padded. ``steps`` is 128 unless given; of a
@@ -75,7 +75,7 @@ def sample(
     ``redraft.constraints``, for samplers that propose.
 
     ``block``: write so many positions at a time, from left to right, ``steps`` each; a block model does so by itself.
-    ``cache`` and ``refresh``: see ``blocks``. Blocks of a full-attention model begin at a row's first free position.
+    ``cache`` and ``refresh``: see ``window``. Blocks of a full-attention model begin at a row's first free position.
 
     Row r draws from its own generator, seeded by ``seeds[r]``, or by (seed, r): no row depends on those beside it.
     A masked canvas without masks left ends the loop early, so ``nfe`` may be below ``steps``.
@@ -85,12 +85,12 @@ def sample(
     """
     device = device_of(denoiser) if device is None else device
     ids, known = layout(process, length, num if seeds is None else len(seeds), prompt, canvas, frozen, strength)
-    seeds = _seeds(seed, seeds, len(ids))
+    seeds = row_seeds(seed, seeds, len(ids))
     options: dict[str, Any] = {"banned": banned, "repetition": repetition, "min_length": min_length, "stop": stop}
     request = Request(
         process=process,
         denoiser=denoiser,
-        sampler=chosen(process, denoiser, sampler, strength),
+        sampler=step_function(denoiser, sampler),
         steps=steps,
         temperature=temperature,
         top_p=top_p,
@@ -102,25 +102,25 @@ def sample(
         cond=cond,
         callback=callback,
     )
-    request.check(constraint is not None, options)
+    request.check(constraint is not None)
     parts, groups = list[Samples](), alike(request, known, block)
+    if len(groups) > 1 and cond is not None and not isinstance(cond, Mapping):
+        raise ValueError(f"cond={cond!r} with rows of several shapes: tell of rows by name, or draw them apart")
     for rows in groups:
         one = torch.stack([ids[row] for row in rows]).to(device), torch.stack([known[row] for row in rows]).to(device)
         own = [seeds[row] for row in rows]
-        bound = None if constraint is None else constraint.bind(process, denoiser.facts, *one, stop)
-        mine = replace(request, rows=rows, law=law(process, one[1], **options), constraint=bound)
+        ruled = law(process, one[1], **options)
+        bound = None if constraint is None else constraint.bind(process, *one, stop, ruled)
+        told = of_rows(as_condition(cond), torch.tensor(rows)) if len(groups) > 1 and cond is not None else cond
+        mine = replace(request, cond=told, rows=rows, law=ruled, constraint=bound)
         width = width_of_blocks(process, denoiser.facts, one[1], cond, block, cache, refresh)
+        if width is not None and strength is not None:
+            raise ValueError(
+                f"strength={strength} with block={width}: a text is redrafted whole, for what stands behind a block is "
+                "not seen while it is written; leave the block out"
+            )
         if width is None:
             parts.append(write(mine, *one, own))
         else:
             parts.append(by_blocks(mine, *one, own, width, cache, refresh))
     return joined(parts, groups, 0 if stop is None else stop)
-
-
-def _seeds(seed: int, seeds: Sequence[int] | None, rows: int) -> list[int]:
-    """One a row: those given, or of (seed, row)."""
-    if seeds is None:
-        return [derive(seed, row) for row in range(rows)]
-    if len(seeds) != rows:
-        raise ValueError(f"{len(seeds)} seeds for {rows} rows: pass one per row")
-    return list(seeds)

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from redraft.processes import Categorical, Process, absorbing
 from redraft.processes.base import log_prob_of
@@ -124,6 +125,21 @@ def top(score: Tensor, among: Tensor, count: Tensor) -> Tensor:
     order = score.masked_fill(~among, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     first = torch.arange(score.shape[1], device=score.device) < count[:, None]
     return torch.zeros_like(among).scatter(1, order, first) & among
+
+
+def bounded(entropy: Tensor, among: Tensor, gamma: float) -> Tensor:
+    """Of the positions ``among`` (B, L), by rising entropy, the most whose entropies but the last sum to <= gamma.
+
+    The entropy bound of EB-Sampler (Ben-Hamu et al. 2025, arXiv 2505.24857); ties go to the lowest index.
+    """
+    ranked, order = entropy.masked_fill(~among, torch.inf).sort(dim=1, stable=True)
+    before = pad(ranked.double().cumsum(1)[:, :-1], (1, 0))
+    return torch.zeros_like(among).scatter(1, order, before <= gamma) & among
+
+
+def floored(number: Tensor) -> Tensor:
+    """floor, but of what rounding has put just below an integer that integer; long."""
+    return (number + 1e-9).floor().long()
 
 
 def even(left: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -14,12 +14,7 @@ from redraft.errors import unknown
 from redraft.processes import Process
 from redraft.randomness import rand
 from redraft.sampling.contract import Draw, Query, proposing
-from redraft.sampling.proposal import Proposal, masks, propose, top
-
-
-def whole(number: Tensor) -> Tensor:
-    """floor, but of what rounding has put just below an integer that integer."""
-    return (number + 1e-9).floor().long()
+from redraft.sampling.proposal import Proposal, floored, masks, propose, top
 
 
 def gumbel(z: Tensor, draw: Draw) -> Tensor:
@@ -129,7 +124,7 @@ def _dream(
     if not 0 <= alg_temp < math.inf:
         raise ValueError(f"alg_temp={alg_temp} of {name}: pass 0 for the highest scores, or a temperature above it")
     open_ = masks(name, process, z, draw)
-    count = whole(open_.sum(1) * share(t, s, eps))
+    count = floored(open_.sum(1) * share(t, s, eps))
     proposal = propose(process, denoiser, z, t, s, draw, open_ & (count > 0)[:, None])
     score = scored(proposal)
     if alg_temp:
@@ -190,7 +185,7 @@ def maskgit(
         raise ValueError(f"noise={noise} of maskgit: pass 0 for the likeliest tokens, or more for chance")
     open_ = masks("maskgit", process, z, draw)
     number, left = (~draw.frozen).sum(1), open_.sum(1)
-    stay = whole(number * masked_share(schedule, 1 - s, number, exponent)).clamp_min(1)
+    stay = floored(number * masked_share(schedule, 1 - s, number, exponent)).clamp_min(1)
     count = left - torch.where(s > 0, torch.minimum(stay, left - 1), 0)
     proposal = propose(process, denoiser, z, t, s, draw, open_)
     score = proposal.confidence().double().clamp_min(torch.finfo(torch.float64).tiny).log()

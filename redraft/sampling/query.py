@@ -1,5 +1,6 @@
 """What ``sample`` hands its samplers: the denoiser conditioned, counted, and in the reverse kernel's convention."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,11 +10,11 @@ from torch import Tensor
 
 from redraft.models.vectors import ask
 from redraft.processes import Denoiser, Gaussian, Process, absorbing
-from redraft.processes.base import as_condition, of_rows, per_position, to_convention
+from redraft.processes.base import OF_POSITIONS, as_condition, of_rows, per_position, to_convention
 from redraft.sampling.contract import clean, tempered
 from redraft.sampling.cost import Clock, Cost
 from redraft.sampling.law import Law
-from redraft.sampling.shadow import OWN, shadowed
+from redraft.sampling.shadow import shadowed
 from redraft.sampling.speak import speak
 from redraft.sampling.window import Window
 
@@ -55,16 +56,11 @@ class Asked:
             self.said = self._where(z, t, where), where
             return self.said[0]
         stale = self._stale(z)
-        if stale is not None and not len(stale):
+        if stale is not None and not len(stale) and self._again(z):
             assert self.last is not None
             self.said = self.last[1], None
             return self.last[1]
-        if stale is None or len(stale) == len(z):
-            logp = self._ask(self.denoiser, self.cond, z, t)
-        else:
-            assert self.last is not None
-            logp = self.last[1].clone()
-            logp[stale] = self._ask(self.denoiser, self.cond, z[stale], t[stale], rows=stale)
+        logp = self._ask(self.denoiser, self.cond, z, t) if stale is None else self._asked(z, t, stale)
         if absorbing(self.process) and not self.denoiser.facts.time_conditioned:
             self.last = z.clone(), logp
         self.said = logp, None
@@ -123,7 +119,7 @@ class Asked:
                 "a shadow of the text needs a network that can be told what each position reads; this denoiser "
                 f"(attention {facts.attention!r}, caches={facts.caches}) cannot: use 'threshold', or 'wino:verify=0'"
             )
-        told = [name for name in OWN if name in as_condition(self.cond)]
+        told = [name for name in OF_POSITIONS if name in as_condition(self.cond)]
         if told:
             raise ValueError(f"cond says {', '.join(told)}, which a shadow of the text has of its own: leave it out")
 
@@ -151,14 +147,30 @@ class Asked:
         with Clock(self.cost, "model"):
             return network(text, t[rows])[:, start:][where[rows]]
 
+    def _asked(self, z: Tensor, t: Tensor, stale: Tensor) -> Tensor:
+        """log p (B, L, K) with that of the rows ``stale`` (n,) new; of others as before, or anything if never asked."""
+        if self._again(z):
+            assert self.last is not None
+            logp = self.last[1].clone()
+        else:  # rows without masks, of which nobody reads what is said
+            logp = torch.full((*z.shape, self.process.K), -math.log(self.process.K), dtype=torch.float64).to(z.device)
+        if len(stale):
+            said = self._ask(self.denoiser, self.cond, z[stale], t[stale], rows=stale)
+            logp = logp.to(said).index_copy(0, stale, said)
+        return logp
+
+    def _again(self, z: Tensor) -> bool:
+        """Whether what was said of this canvas before is known."""
+        return self.last is not None and self.last[0].shape == z.shape
+
     def _stale(self, z: Tensor) -> Tensor | None:
         """The rows that must be asked for, (n,); None for all."""
-        if self.last is None or self.last[0].shape != z.shape:
-            return None
-        stale = (self.last[0] != z).any(1)
+        stale = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        if self.last is not None and self._again(z):
+            stale = (self.last[0] != z).any(1)
         if self.final:
             stale &= (z == self.process.mask_id).any(1)
-        if bool(stale.any()) and not self._divisible:
+        if bool(stale.all()) or (bool(stale.any()) and not self._divisible):
             return None
         return stale.nonzero().squeeze(1)
 

@@ -3,12 +3,12 @@
 from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from redraft.processes import Categorical, Process
 from redraft.processes.base import log_prob_of
 from redraft.sampling.contract import Draw, Query, misfit, revising, tempered
+from redraft.sampling.proposal import bounded
 
 
 @runtime_checkable
@@ -86,16 +86,6 @@ def _law(logp: Tensor, temperature: Tensor, draw: Draw) -> Tensor:
     """p^(1/temperature) (n, K), float64, each position at its own; then as the request draws."""
     heated = torch.log_softmax(logp.double() / temperature[:, None], -1)
     return tempered(heated, draw.temperature, draw.top_p, draw.top_k)
-
-
-def bounded(entropy: Tensor, among: Tensor, gamma: float) -> Tensor:
-    """Of the positions ``among`` (B, L), by rising entropy, the most whose entropies but the last sum to <= gamma.
-
-    The entropy bound of EB-Sampler (Ben-Hamu et al. 2025, arXiv 2505.24857); ties go to the lowest index.
-    """
-    ranked, order = entropy.masked_fill(~among, torch.inf).sort(dim=1, stable=True)
-    before = F.pad(ranked.cumsum(1)[:, :-1], (1, 0))
-    return torch.zeros_like(among).scatter(1, order, before <= gamma) & among
 
 
 def _note(draw: Draw, best: Tensor, where: Tensor, logp: Tensor) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from redraft.errors import unknown
 from redraft.models import contexts
 from redraft.processes import Denoiser, Facts, Process, absorbing
+from redraft.processes.base import OF_POSITIONS
 from redraft.sampling import samplers
 from redraft.sampling.contract import Constraint, check_temperature
 from redraft.sampling.law import Law
@@ -37,7 +38,7 @@ class Writing(TypedDict, total=False):
     callback: Callback | None
 
 
-_OWN = ("segments", "positions", "attend", "cache", "store", "given")
+_OWN = (*OF_POSITIONS, "given")
 """What a denoiser is told of the canvas by the loop over blocks alone."""
 
 
@@ -61,9 +62,8 @@ class Request:
     law: Law | None = None
     constraint: Constraint | None = None
     rows: list[int] = field(default_factory=list[int])
-    shown: tuple[int, int] = (0, 1)  # of how many blocks this is which
 
-    def check(self, constrained: bool, law: dict[str, Any]) -> None:
+    def check(self, constrained: bool) -> None:
         """Errors: ``ValueError`` for what clashes with the process, the denoiser or the sampler."""
         process, facts, strength = self.process, self.denoiser.facts, self.strength
         if process.mask_id != facts.mask_id:
@@ -84,9 +84,6 @@ class Request:
             )
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps={self.steps}: take at least one")
-        asked = {name: value for name, value in law.items() if name != "stop" and value not in ((), 1, 0)}
-        if process.vectors and asked:
-            raise ValueError(f"{asked} of a {process.name} process, which names tokens at its end only: leave them out")
         if constrained and not proposes(self.sampler):
             raise ValueError(
                 "a constraint needs a sampler that proposes tokens and writes some: 'low_confidence', 'threshold', "
@@ -100,7 +97,7 @@ class Request:
             raise ValueError(f"strength={strength} with remdm:strategy=loop, which has a clock of its own: use another")
 
 
-def chosen(process: Process, denoiser: Denoiser, sampler: str | Sampler | None, strength: float | None) -> Sampler:
+def step_function(denoiser: Denoiser, sampler: str | Sampler | None) -> Sampler:
     """The step function. Errors: ``ValueError`` for one that an autoregressive denoiser cannot follow."""
     if denoiser.facts.attention != "causal":
         return samplers.get(sampler or ancestral)
@@ -157,6 +154,8 @@ def width_of_blocks(
         raise ValueError(f"block={block} of a denoiser of {facts.attention} attention: leave it out")
     if not absorbing(process):
         raise ValueError(f"block={block} with a {process.name} process: it needs blocks and masks")
+    if facts.self_conditioned:
+        raise ValueError(f"block={block} of a denoiser that conditions on itself: what it said is of a block alone")
     if cache is not None and not facts.caches:
         raise ValueError(f"cache={cache!r} of a denoiser that keeps none: leave it out")
     if cond is not None and (not isinstance(cond, Mapping) or any(name in cond for name in _OWN)):

@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-OWN = ("segments", "positions", "attend", "mixture", "cache", "store")
-"""What a denoiser is told of the positions themselves, and cannot be where a shadow is told so."""
-
 
 def shadowed(
     z: Tensor, free: Tensor, mask_id: int, told: Mapping[str, Any], block: slice, first: int = 0, before: int = 0

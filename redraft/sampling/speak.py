@@ -5,12 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redraft.models.layers import Cache
+from redraft.models.layers import LEAST, Cache
 from redraft.processes import Denoiser
 from redraft.processes.base import as_condition, of_rows
-
-LEAST = 4
-"""A matrix product of fewer rows than this is computed by other instructions, whose last bits differ (MKL, AVX-512)."""
 
 
 def speak(denoiser: Denoiser, z: Tensor, t: Tensor, where: Tensor | None, cond: Any) -> Tensor:

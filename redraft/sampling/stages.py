@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from redraft.processes import Categorical, Denoiser, Process, absorbing
-from redraft.randomness import Device, derive
+from redraft.randomness import Device, derive, row_seeds
 from redraft.sampling.canvas import checked
 from redraft.sampling.contract import Draw, Query, Sampler, misfit, proposing
 from redraft.sampling.cost import Cost
@@ -79,9 +79,7 @@ def begun(
     seeds: Sequence[int] | None,
     device: Device,
 ) -> list[Draft]:
-    own = [derive(seed, row) for row in range(len(ids))] if seeds is None else list(seeds)
-    if len(own) != len(ids):
-        raise ValueError(f"{len(own)} seeds for {len(ids)} rows: pass one per row")
+    own = row_seeds(seed, seeds, len(ids))
     assert process.mask_id is not None
     found = list[Draft]()
     for row, given, mine in zip(ids, known, own, strict=True):

@@ -91,7 +91,7 @@ Callback = Callable[[Step], Tensor | Ancestors | Halt | None]
 @dataclass(frozen=True)
 class Samples:
     """``tokens`` (B, L) ids. ``nfe``: denoiser calls; ``positions``: rows times length, summed over calls; ``cost``
-    has these and more. ``approximate`` if a cache was used that is none (``blocks``).
+    has these and more. ``approximate`` if a cache was used that is not exact (``window``).
 
     ``seeds``: one per row; ``sample(..., seeds=[seeds[r]])`` draws row r again, alone. ``lengths``: how many of a row's
     tokens are its text, less than L behind a ``stop`` token or where rows differ in length. ``logp`` (B, L): log p of

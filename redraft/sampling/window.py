@@ -17,7 +17,7 @@ from torch import Tensor
 
 from redraft.models import contexts
 from redraft.models.layers import Cache
-from redraft.processes import Denoiser, Facts
+from redraft.processes import Denoiser, Facts, Process, absorbing
 from redraft.processes.base import Condition, as_condition, of_rows, per_position
 from redraft.sampling.cost import Clock, Cost
 from redraft.sampling.shadow import shadowed
@@ -36,6 +36,7 @@ class Window:
     """
 
     denoiser: Denoiser
+    process: Process
     text: Tensor
     frozen: Tensor
     keep: str | None = None
@@ -45,9 +46,8 @@ class Window:
     cache: Cache | None = None
 
     def __post_init__(self) -> None:
-        self.age = torch.full(
-            (len(self.text),), -1, device=self.text.device
-        )  # calls since what a row keeps was computed; -1 if it was not
+        # calls since what a row keeps was computed; -1 if it was not
+        self.age = torch.full((len(self.text),), -1, device=self.text.device)
         if self.causal and self.denoiser.facts.caches and self.cache is None:
             self.cache = Cache()
 
@@ -138,6 +138,8 @@ class Window:
         block = slice(self.start - read[0], self.stop - read[0])
         whole[:, block] = z
         told: dict[str, Any] = {**cond, **self._told(self.frozen[rows], *read)}
+        if self.facts.time_conditioned and not self.causal:
+            t = self._level(z, rows)
         if cache is None:
             del told["positions"]
             if self.causal and self.facts.time_conditioned:  # finished text is told that it is clean
@@ -162,6 +164,17 @@ class Window:
         with Clock(cost, "model"):
             out = speak(self.denoiser, whole, t, place, told or None)
         return out if where is not None else out.unflatten(0, z.shape)
+
+    def _level(self, z: Tensor, rows: Tensor) -> Tensor:
+        """The time at which as many of a row's free positions are masked as are with z (n, W) in its place, (n,).
+
+        The block's own runs from 1 to 0, whatever is written before it and masked behind it.
+        """
+        assert absorbing(self.process)
+        whole, free = self.text[rows], ~self.frozen[rows]
+        whole[:, self.start : self.stop] = z
+        share = ((whole == self.process.mask_id) & free).sum(1).double() / free.sum(1).clamp_min(1)
+        return self.process.schedule.inverse(1 - share)
 
     def around(self, z: Tensor) -> Tensor:
         """The canvas with the block z (B, W) in its place, (B, L)."""

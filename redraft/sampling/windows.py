@@ -9,7 +9,7 @@ from torch import Tensor
 
 from redraft.processes import Denoiser, Process
 from redraft.processes.base import device_of
-from redraft.randomness import Device, derive
+from redraft.randomness import Device, derive, row_seeds
 from redraft.sampling.canvas import convention
 from redraft.sampling.cost import Cost
 from redraft.sampling.loop import sample
@@ -53,7 +53,7 @@ def semi_autoregressive(
     if length < 1 or num < 1:
         raise ValueError(f"length={length}, num={num}: ask for at least one token of one row")
     convention(process, denoiser.facts, given, resample, [torch.ones(1, dtype=torch.bool)])
-    seeds = [derive(seed, row) for row in range(num)] if seeds is None else list(seeds)
+    seeds = row_seeds(seed, seeds, num if seeds is None else len(seeds))
     device = device_of(denoiser) if device is None else device
     start = torch.as_tensor([] if prompt is None else prompt, dtype=torch.long, device=device)
     if start.ndim != 1:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from redraft.models.told import Told
-from redraft.processes import PerToken, Process, absorbing
+from redraft.processes import Process, absorbing, only_masks
 from redraft.randomness import generator
 from redraft.sampling.canvas import Canvas, checked
 from redraft.sampling.contract import Draw, proposes, revises
@@ -72,7 +72,7 @@ def _refined(request: Request, board: Canvas, query: Asked, draw: Draw) -> tuple
             z, halted = _called(request, board, query, draw, z, Place(index, len(times) - 1, t, s, over))
             if halted:
                 return z, True
-        if request.stop is not None and not revises(sampler):
+        if request.stop is not None and absorbing(process) and not revises(sampler):  # noise tells of no end
             z = ended(process, z, board.frozen, request.stop)
     return z, False
 
@@ -109,7 +109,10 @@ def _called(request: Request, board: Canvas, query: Asked, draw: Draw, z: Tensor
             draw.memory[name] = value[rows]
         # what is given stands in the ancestor already; to noise it afresh would change rows that stay what they were
         return (z[rows] if board.shared(rows) else board.put_back(z[rows], place.s)), False
-    return board.put_back(checked(request.process, said, z), place.s), halted
+    rewritten = board.put_back(checked(request.process, said, z), place.s)
+    if "logp" in draw.memory:  # nobody has said how likely what the callback wrote is
+        draw.memory["logp"] = draw.memory["logp"].masked_fill(rewritten != z, torch.nan)
+    return rewritten, halted
 
 
 def _shown(z: Tensor, query: Asked) -> Tensor:
@@ -131,7 +134,7 @@ def _times(request: Request, frozen: Tensor) -> list[float]:
     process, facts, steps = request.process, request.denoiser.facts, request.steps
     most = int((~frozen).sum(1).max())
     if facts.attention == "causal":
-        if steps not in (None, most):
+        if most and steps not in (None, most):
             raise ValueError(
                 f"steps={steps}: an autoregressive denoiser takes one per token, {most} here; leave it out"
             )
@@ -152,7 +155,7 @@ def _times(request: Request, frozen: Tensor) -> list[float]:
 def _over(process: Process, sampler: Sampler, z: Tensor, draw: Draw) -> Tensor:
     """The rows that are finished, (B,) bool: all is written where masks are the only noise, or the sampler says so."""
     over = draw.memory.get("done", torch.zeros(len(z), dtype=torch.bool, device=z.device))
-    if revises(sampler) or not (absorbing(process) or isinstance(process, PerToken)):
+    if revises(sampler) or not only_masks(process):
         return over
     return over | ~(z == process.mask_id).any(1)
 
@@ -188,7 +191,8 @@ def samples(
         logp = torch.full(tokens.shape, torch.nan, dtype=torch.float64, device=tokens.device)
     lengths = [tokens.shape[1]] * len(tokens)
     if request.stop is not None:
-        tokens = ended(request.process, tokens, frozen, request.stop)
+        written, tokens = tokens, ended(request.process, tokens, frozen, request.stop)
+        logp = logp.masked_fill(written != tokens, torch.nan)
         found = (tokens == request.stop) & ~frozen
         # a text whose last given token stands behind its stop token ends with what is given
         last = torch.where(frozen, torch.arange(1, tokens.shape[1] + 1, device=tokens.device), 0).amax(1)

@@ -59,7 +59,7 @@ class Screen:
 
 
 def coloured(record: Record, frame: Frame) -> Text:
-    """The draft on one line: masks are grey blocks, what is given blue, what a step wrote green, what it wrote over
+    """The draft on one line: masks are grey blocks, what is given cyan, what a step wrote green, what it wrote over
     another token yellow, what it took back a magenta block."""
     text, joint = Text(), ""
     for word, mark in zip(record.words(frame), frame.marks, strict=True):

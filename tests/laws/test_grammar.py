@@ -19,6 +19,7 @@ from redraft.data import build_tokenizer
 from redraft.processes import Facts
 from redraft.sampling import sample
 from redraft.sampling.contract import Draw, proposing
+from redraft.sampling.law import Law
 from redraft.sampling.proposal import masks, propose
 
 from .exhaust import outcomes
@@ -69,7 +70,7 @@ def bound(made: Grammar, length: int, stop: int | None):
     """Of a canvas of masks alone, whether or not a text fits it."""
     K = len(made.pieces.rest)
     ids = torch.zeros(1, length, dtype=torch.long)
-    return made.bind(processes.masked(K), Facts(mask_id=K), ids, torch.zeros_like(ids, dtype=torch.bool), stop)
+    return made.bind(processes.masked(K), ids, torch.zeros_like(ids, dtype=torch.bool), stop)
 
 
 def rows(made: Grammar, name: str, length: int, most: int, stop: int | None) -> list[tuple[int, ...]]:
@@ -346,7 +347,7 @@ def test_some_rows_of_a_constraint():
     process, K = processes.masked(tokenizer.K), tokenizer.K
     canvas = torch.tensor([tokenizer.encode(one) for one in ("xx(((((x", "x((()(((", "((()((((")])
     frozen = torch.tensor([[one in "x)" for one in row] for row in ("xx(((((x", "x((()(((", "((()((((")])
-    bound = constraint.bind(process, Facts(), canvas, frozen, tokenizer.eos_id)
+    bound = constraint.bind(process, canvas, frozen, tokenizer.eos_id)
     z, rows = torch.where(frozen, canvas, K), torch.tensor([2, 0])
     logp = random_law(3, 8, K, seed=5)
     for here, part in ((bound, slice(0, 8)), (bound.within(3, 6, z), slice(3, 6))):
@@ -427,3 +428,70 @@ def test_what_has_no_text_is_refused_before_the_model_is_asked(text, lengths, st
         sample(processes.masked(tokenizer.K), denoiser, length=lengths[1], prompt=[0], **options)
     assert denoiser.calls == 0
     sample(processes.masked(tokenizer.K), denoiser, length=lengths[0], prompt=[0], **options)
+
+
+def test_a_row_is_looked_at_by_its_own_span(monkeypatch):
+    """A longer text beside it, for which fewer kinds of tokens can be looked at, changes nothing of a row."""
+    monkeypatch.setattr(module, "NODES", 16)
+    monkeypatch.setattr(module, "FEWER", 6)
+    pieces = ("a", "b", "ab", "aab", "bab", "abba")
+    rest = (*(one.encode() for one in pieces), None)
+    constraint = Grammar(read('start: "a" start "b" |', "start"), Pieces(rest, rest), 0)
+    process, denoiser = processes.masked(7), Noisy(7)
+    canvas = torch.zeros(2, 8, dtype=torch.long)
+    frozen = torch.arange(8) >= torch.tensor([[2], [8]])
+    options = {"sampler": "random_order", "constraint": constraint, "steps": 8}  # so that they are written together
+    texts = set()
+    for seed in range(12):
+        seeds = [seed, seed + 50]
+        both = sample(process, denoiser, canvas=canvas, frozen=frozen, seeds=seeds, stop=6, **options)
+        for row in range(2):
+            mine = {"canvas": canvas[row], "frozen": frozen[row], "seeds": [seeds[row]], "stop": 6, **options}
+            assert torch.equal(sample(process, denoiser, **mine).tokens[0], both.tokens[row])
+        texts.add(tuple(both.tokens[0, :2].tolist()))
+    assert len(texts) > 2
+
+
+@pytest.mark.parametrize("rule", ["random_order", "left_to_right", "low_confidence"])
+def test_bans_are_no_way_out(rule):
+    """Of masks not asked about too: ab or cd without b is cd; a or bbb of three tokens at least is bbb."""
+    tokenizer = build_tokenizer("chars", ["abcd"])
+    process, denoiser = processes.masked(tokenizer.K), Noisy(tokenizer.K)
+    a, b, _, d = tokenizer.encode("abcd")
+    pair, three = grammar('start: "ab" | "cd"', tokenizer), grammar('start: "a" | "bbb"', tokenizer)
+    for seed in range(10):
+        options = {"sampler": rule, "seed": seed}
+        found = sample(process, denoiser, length=2, constraint=pair, banned=[b], **options)
+        assert tokenizer.decode(found.tokens[0].tolist()) == "cd"
+        asked = {"prompt": [a], "constraint": three, "stop": tokenizer.eos_id, **options}
+        found = sample(process, denoiser, length=3, min_length=3, **asked)
+        assert tokenizer.decode(found.tokens[0].tolist()) == "abbb"
+    denoiser = Noisy(tokenizer.K)
+    with pytest.raises(ValueError, match="banned"):
+        sample(process, denoiser, length=2, constraint=pair, banned=[b, d], **options)
+    with pytest.raises(ValueError, match="min_length"):
+        sample(process, denoiser, length=4, min_length=4, constraint=three, stop=tokenizer.eos_id, **options)
+    assert denoiser.calls == 0
+    canvas, frozen = torch.tensor([0, b, 0]), torch.tensor([False, True, False])  # a given token may be a banned one
+    options["constraint"] = grammar('start: "abd"', tokenizer)
+    found = sample(process, denoiser, canvas=canvas, frozen=frozen, banned=[b], **options)
+    assert found.tokens.tolist() == [[a, b, d]]
+
+
+def test_bans_hold_of_masks_that_are_not_asked_about():
+    """Every partial row, as enumeration has it of rows whose new tokens are not banned, nor stop before its time."""
+    made, length, banned, stop, earliest = of("left", "ab"), 4, 1, 2, 2
+    ids = torch.zeros(1, length, dtype=torch.long)
+    law = Law(torch.tensor([banned]), stop, torch.tensor([earliest]))
+    here = made.bind(processes.masked(3), ids, torch.zeros_like(ids, dtype=torch.bool), stop, law)
+    whole, seen = rows(made, "left", length, length, stop), 0
+    for partial in product(range(4), repeat=length):
+        new = [at for at, one in enumerate(partial) if one == 3]
+        possible = any(
+            all(a in (3, b) for a, b in zip(partial, row, strict=True))
+            and all(row[at] != banned and not (row[at] == stop and at < earliest) for at in new)
+            for row in whole
+        )
+        assert bool(here.lattice.chart(here._slots(0, torch.tensor(partial)))) == possible, partial
+        seen += possible
+    assert seen > 10

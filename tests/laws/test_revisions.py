@@ -13,8 +13,8 @@ from redraft.sampling import contract, sample, samplers
 from redraft.sampling import critic as critics
 from redraft.sampling.contract import Draw
 from redraft.sampling.cost import Cost
+from redraft.sampling.proposal import bounded
 from redraft.sampling.query import Asked
-from redraft.sampling.renoise import bounded
 from redraft.sampling.shadow import shadowed
 from redraft.sampling.window import Window
 
@@ -231,7 +231,7 @@ class Among:
     def __init__(self, texts: torch.Tensor) -> None:
         self.texts, self.seen = texts, list[torch.Tensor]()
 
-    def bind(self, process, facts, ids, frozen, stop) -> "Among":
+    def bind(self, process, ids, frozen, stop, law=None) -> "Among":
         return self
 
     def within(self, start, stop, canvas) -> "Among":
@@ -347,7 +347,7 @@ def test_the_shadow_of_a_block(layout):
     1e-12, and the shadow's what a plain forward says (one block of the network, so that what is kept is exact)."""
     full = layout != "exact"
     model = network() if full else network("block", 4)
-    window = Window(model, Z.clone(), KNOWN, layout if layout in ("prefix", "dual") else None)
+    window = Window(model, PROCESS, Z.clone(), KNOWN, layout if layout in ("prefix", "dual") else None)
     cost = Cost(of_rows=[0, 0])
     start, stop = (2, 6) if full else (4, 8)
     if not full:
@@ -359,7 +359,7 @@ def test_the_shadow_of_a_block(layout):
     asked = Asked(window, PROCESS, None, cost, KNOWN[:, start:stop])
     with torch.no_grad():
         for turn in range(3):  # the first renews what is kept
-            plain = Window(model, Z.clone(), KNOWN)
+            plain = Window(model, PROCESS, Z.clone(), KNOWN)
             plain.move(start, stop)
             if not full:
                 plain.take_in(0, 4, Cost(of_rows=[0, 0]), [0, 1])

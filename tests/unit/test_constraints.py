@@ -77,6 +77,21 @@ def test_a_tokenizer_without_pieces_is_refused():
         pieces(foreign(["[UNK]", "[MASK]", "a</w>", "b</w>", "c"], decoders.BPEDecoder()))
 
 
+HALVES = ["[UNK]", "[MASK]", "a", "Ġb", "Ã", "©"]
+
+
+def test_bytes_of_letters_in_a_sequence():
+    """Half a character is a byte, wherever the decoder stands; with one more that changes the text, it is refused."""
+    sequence = decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()])
+    for decoder in (decoders.ByteLevel(), sequence, decoders.Sequence([sequence])):
+        made = pieces(foreign(HALVES, decoder))
+        assert made.rest[3:] == (b" b", b"\xc3", b"\xa9") == made.first[3:]
+        tokenizer = foreign(HALVES, decoder)
+        assert tokenizer.decode([4, 5, 2]) == "éa" == made.text([4, 5, 2]).decode()
+    with pytest.raises(ValueError, match="whose texts are not"):
+        pieces(foreign(HALVES, decoders.Sequence([decoders.ByteLevel(), decoders.Replace("a", "b")])))
+
+
 SMALL = {
     "chars": build_tokenizer("chars", ["ab1 é"]),
     "toy": OURS["toy"],
@@ -300,11 +315,11 @@ def test_misfits_are_refused():
         sample(uniform, uniform_law(uniform), length=3, sampler="low_confidence", constraint=constraint)
     for options, said in (
         ({"sampler": "ancestral"}, "a sampler that proposes"),
-        ({"sampler": "threshold", "stop": 99}, "stop=99"),
-        ({"sampler": "threshold", "strength": 0.5, "canvas": torch.zeros(3).long()}, "leave one out"),
+        ({"sampler": "threshold", "stop": 99}, "stop.*99"),
+        ({"sampler": "threshold", "strength": 0.5, "canvas": torch.zeros(3).long(), "length": None}, "leave one out"),
     ):
         with pytest.raises(ValueError, match=said):
-            sample(masked, uniform_law(masked), length=3, constraint=constraint, **options)
+            sample(masked, uniform_law(masked), **{"length": 3, "constraint": constraint, **options})
 
 
 def test_a_callback_that_writes_what_cannot_be_is_told():
@@ -352,7 +367,34 @@ def test_they_are_public():
         {"type": "integer", "minimum": 0},
         {"type": "array", "items": {"type": "number", "multipleOf": 2}},
         {"type": "object", "properties": {"a": {"anyOf": [{"type": "integer", "maximum": 3}, {"type": "null"}]}}},
-        {"$defs": {"n": {"type": "array", "uniqueItems": True}}, "type": "object", "properties": {}},
+        {"$defs": {"n": {"type": "array", "uniqueItems": True}}, "properties": {"a": {"$ref": "#/$defs/n"}}},
+        {"allOf": [{"type": "null"}, {"type": "boolean"}]},
+        {"properties": {"a": {}}, "required": ["b"]},
+        {"type": "object", "minProperties": 1},
+        {"type": "object", "maxProperties": 1},
+        {"prefixItems": [{"type": "null"}], "minItems": 2},
+        {"prefixItems": [{"type": "null"}], "items": {"type": "null"}},
+        {"$ref": "#/$defs/a", "maxLength": 2, "$defs": {"a": {"type": "string"}}},
+        {"anyOf": [{"type": "string"}], "maxLength": 2},
+        {"anyOf": [{"type": "object"}], "properties": {"a": {}}},
+        {"oneOf": [{"type": "null"}], "type": "null"},
+        {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+        {"oneOf": [{"enum": [1, 2]}, {"enum": [2, 3]}]},
+        {"enum": ["a"], "minLength": 2},
+        {"const": "a", "maxLength": 0},
+        {"type": "string", "pattern": "a", "minLength": 2},
+        {"type": "string", "format": "date", "minLength": 2},
+        {"type": "string", "format": "email"},
+        {"type": "string", "pattern": "(?i)a"},
+        {"type": "string", "pattern": "(?i:a)"},
+        {"type": "string", "pattern": "a^b"},
+        {"type": "string", "pattern": "a(?=b)"},
+        {"type": "string", "pattern": "a++"},
+        {"type": "string", "pattern": r"\s"},
+        {"type": "integer", "maxLength": 2},
+        {"properties": {'a"b': {}}},
+        {"const": [{"a\n": 1}]},
+        {"surprise": 1},
     ],
 )
 def test_what_a_schema_asks_and_a_pattern_cannot_say_is_refused(schema):
@@ -362,3 +404,124 @@ def test_what_a_schema_asks_and_a_pattern_cannot_say_is_refused(schema):
 
 def test_a_property_may_have_the_name_of_a_keyword():
     assert '"minimum"' in pattern_of({"type": "object", "properties": {"minimum": {"type": "null"}}})
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "string", "pattern": '["a]'}, "JSON escapes"),
+        ({"type": "string", "pattern": "[ -z]"}, "JSON escapes"),
+        ({"type": "string", "pattern": "\\\\"}, "JSON escapes"),
+        ({"type": "string", "pattern": "(a"}, "string pattern"),
+        ({"properties": {"a": {"$ref": "#"}}}, "leads back to itself"),
+        ({"$ref": "#/$defs/a"}, "leads nowhere"),
+        ({"$ref": "other.json"}, "not to a part of the schema"),
+        ({"enum": ["a"], "type": "null"}, "is not of type"),
+        ({"type": "string", "maxLength": 2.5}, "an integer of at least 0"),
+        ({"type": "array", "items": {}, "minItems": 3, "maxItems": 2}, "is above"),
+        ({"enum": []}, "at least one value"),
+        ({"anyOf": []}, "at least one schema"),
+        ({"type": []}, "no type is left"),
+        ({"type": "array", "items": False, "minItems": 1}, "no array of no items"),
+        (False, "no schema that a text could be of"),
+        ({"properties": {f"p{i}": {"properties": {f"q{i}": {} for i in range(9)}} for i in range(99)}}, "levels or"),
+        ({"properties": {f"p{i}": {"type": "integer"} for i in range(99)}}, "its pattern has"),
+    ],
+)
+def test_no_schema_for_a_pattern(schema, said):
+    with pytest.raises(ValueError, match=said):
+        pattern_of(schema)
+
+
+def nested(levels, schema=None):
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema or {"type": "null"}}
+    return schema
+
+
+def test_schemas_are_bounded():
+    with pytest.raises(ValueError, match="too many levels"):
+        pattern_of(nested(3000))
+    with pytest.raises(ValueError, match="more than 12 levels"):
+        pattern_of(nested(13))
+    with pytest.raises(ValueError, match="its pattern has"):
+        pattern_of(nested(11))
+    with patch.object(bytewise, "SECONDS", 0.001), pytest.raises(ValueError, match="more than can be made"):
+        pattern_of({"type": "null"})
+
+
+CHAIN = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(6)} | {"d6": {"type": "boolean"}}
+DESCRIBED = [
+    ({"$ref": "#/$defs/d0", "$defs": CHAIN}, ["true"], ["null", "", "{}"]),
+    ({"$ref": "#/$defs/a~1%25", "$defs": {"a/%": {"type": "null"}}}, ["null"], ["true"]),
+    ({"type": "string", "pattern": "^.$"}, ['"a"', '"é"'], ['"""', r'"\"', '"\n"', '""', '"ab"']),
+    ({"type": "string", "pattern": "[^a]"}, ['"b"'], ['"""', '"a"', r'"\"']),
+    ({"type": "string", "pattern": r"\d+(a|\w)?$"}, ['"1"', '"1_"'], ['"٣"', '"1é"', '""']),
+    ({"type": "string", "pattern": r"a\$|b{2,3}?"}, ['"a$"', '"bb"', '"bbb"'], ['"a"', '"b"']),
+    ({"type": "string", "format": "date"}, ['"2024-04-30"'], ['"2024-04-31"', '"٢024-04-30"']),
+    ({"type": "string", "format": "time"}, ['"10:00:00.5Z"'], ['"10:00:00"', r'"10:00:00\a5Z"']),
+    ({"allOf": [{"type": "null", "title": "x"}], "description": "y"}, ["null"], ["true"]),
+    ({"oneOf": [{"type": "null"}, {"type": "integer"}]}, ["null", "-3"], ["true"]),
+    ({"type": ["string", "null"], "maxLength": 1}, ["null", '"a"'], ['"ab"']),
+    ({"enum": [1, None], "type": ["number", "null"]}, ["1", "null"], ["2"]),
+    ({"type": "array", "items": False}, ["[]"], ["[null]"]),
+    ({"prefixItems": [{"type": "null"}], "items": False}, ["[null]"], ["[]"]),
+    ({"type": "object", "additionalProperties": False}, ["{}"], ['{"a": 1}']),
+    ({"type": "object", "additionalProperties": {"type": "null"}}, ["{}", '{"a": null}'], ['{"a": 1}']),
+    (
+        {"properties": {"a": {"type": "null"}, "b": {"type": "null"}}, "required": ["b"]},
+        ['{"b":null}', '{"a": null, "b": null}'],
+        ["{}", '{"a": null}'],
+    ),
+]
+
+
+@pytest.mark.parametrize(("schema", "inside", "outside"), DESCRIBED)
+def test_what_a_schema_describes(schema, inside, outside):
+    made = bytewise.of_pattern(pattern_of(schema))
+    for texts, right in ((inside, True), (outside, False)):
+        for text in texts:
+            assert reads(made, text) == right, text
+
+
+def reads(made, text) -> bool:
+    state = 0
+    for byte in text.encode():
+        state = int(made.next[state, byte]) if state >= 0 else -1
+    return state >= 0 and bool(made.accept[state])
+
+
+def test_any_json_in_a_template():
+    text, constraint = json_template({"properties": {"a": {"type": "null"}, "b": True}}, OURS["bytes"])
+    assert text == '{"a": [MASK:4], "b": [MASK:4]}'
+    assert len(constraint.gaps) == 2
+    for wrong in (False, 3):
+        with pytest.raises(ValueError, match="no schema that a text could be of"):
+            json_template({"properties": {"a": wrong}}, OURS["bytes"])
+
+
+@pytest.mark.parametrize("pattern", ["a++", "a*+b", "(a|b)?+", "a{2}+", "a{1,2}+", "(?>a)", "[^]a]++", "a+?+"])
+def test_possessive_repeats_are_refused(pattern):
+    with pytest.raises(ValueError, match="possessive"):
+        bytewise.of_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"\++", "[*+]+", "[a[*+]++]", r"\x{41}+", r"\p{Lu}+", r"\}+", "[[:alpha:]]+", "[]*+]+"]
+)
+def test_what_only_looks_possessive_is_not(pattern):
+    assert len(bytewise.of_pattern(pattern).next)
+
+
+def test_texts_take_the_fewest_states_in_linear_time():
+    """As Moore's refinement has it; 2,000 letters, quadratic once, are as many rows."""
+    for texts in (["a"], [""], ["tap", "taps", "top", "tops"], ["é", "è", "aé"], ["ab", "b", ""]):
+        made = bytewise.of_texts(texts)
+        assert len(bytewise.fewest(made).next) == len(made.next)
+        for length in range(5):
+            for row in product("aelopst", repeat=length) if length < 4 else [tuple("taps"), tuple("tops")]:
+                assert reads(made, "".join(row)) == ("".join(row) in texts)
+    with patch.object(bytewise, "fewest", None):
+        assert len(bytewise.of_texts(["a" * 2000]).next) == 2001
+    with pytest.raises(ValueError, match="texts of 5001 states: at most 4000"):
+        bytewise.of_texts(["a" * 5000])

@@ -72,7 +72,8 @@ def model(request):
 
 
 def draw(process, denoiser, **options):
-    return rd.sample(process, denoiser, **{"length": L, "num": 3, "steps": 4, **options})
+    length = {} if "canvas" in options else {"length": L}
+    return rd.sample(process, denoiser, **{**length, "num": 3, "steps": 4, **options})
 
 
 # ------------------------------------------------------------------------------------------------ guided denoisers

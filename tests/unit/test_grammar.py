@@ -41,7 +41,7 @@ def accepts(text: str, written: str) -> bool:
     tokenizer = build_tokenizer("bytes")
     ids = tokenizer.encode(written)
     bound = grammar(text, tokenizer).bind(
-        processes.masked(tokenizer.K), Facts(), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), None
+        processes.masked(tokenizer.K), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), None
     )
     slots = [frozenset((int(bound.kinds[1, one]),)) for one in ids]
     return all(-1 not in slot for slot in slots) and bool(bound.lattice.chart(slots))
@@ -109,8 +109,12 @@ def test_banned_tokens_are_none_that_a_text_may_need():
     """Of a^n b and stop, what is banned is never written, and without b there is no text."""
     text = 'start: "a"* "b"'
     assert write(text, AB, 5, sampler="low_confidence", temperature=0.0, banned=[0]) == ["b"] * 4
-    with pytest.raises(ValueError, match="no text of the grammar is left among the tokens that the law has"):
+    with pytest.raises(ValueError, match="no text of the grammar"):
         write(text, AB, 5, sampler="low_confidence", banned=[1])
+
+
+def doubling(levels: int, line: str) -> str:
+    return "\n".join(line.format(at, at + 1) for at in range(levels)) + f'\nA{levels}: "aaaaaaaaaaaaaaaa"'
 
 
 @pytest.mark.parametrize(
@@ -133,12 +137,25 @@ def test_banned_tokens_are_none_that_a_text_may_need():
         ("start: /[[a]b]/", "nested set .* put a backslash"),
         (r"start: /(a)\1/", "cannot be compiled"),
         ("start: /a{30000}/", "states"),
+        ("start: /a++/", "possessive repeat or an atomic group"),
+        ("start: /(?>a|ab)c/", "possessive repeat or an atomic group"),
+        ("start: A0\n" + doubling(16, "A{0}: A{1} A{1}"), "the terminals up to A0 stand for more than 8000"),
+        (
+            "start: A0\n" + doubling(16, "A{0}.2: \\\n A{1} A{1} // A"),
+            "the terminals up to A0 stand for more than 8000",
+        ),
+        ("start: A0\n" + doubling(16, "%extend A{0}: A{1} A{1}"), "the terminals up to A0 stand for more than 8000"),
+        ("start: A\nA: B\nB: A", "terminal A is made of itself"),
         ("x" * (MAX_TEXT + 1), f"{MAX_TEXT + 1} characters"),
     ],
 )
 def test_what_is_no_grammar(text, said):
     with pytest.raises(ValueError, match=said):
         grammar(text, AB)
+
+
+def test_terminals_of_terminals_are_read():
+    assert accepts("start: A0\n" + doubling(3, "A{0}: A{1} A{1}"), "a" * 128)
 
 
 def test_choices_at_the_top_do_not_multiply():
@@ -168,16 +185,16 @@ def test_a_missing_library_is_named_with_its_extra(library, monkeypatch):
 
 def test_canvases_that_are_refused():
     made = grammar('start: "a"*', AB)
-    masked, facts = processes.masked(AB.K), Facts(mask_id=AB.K)
+    masked = processes.masked(AB.K)
     empty = torch.zeros(1, MAX_POSITIONS + 1, dtype=torch.long)
     with pytest.raises(ValueError, match=f"over {MAX_POSITIONS + 1} positions"):
-        made.bind(masked, facts, empty, empty.bool(), None)
+        made.bind(masked, empty, empty.bool(), None)
     with pytest.raises(ValueError, match="a uniform process"):
-        made.bind(processes.uniform(AB.K), facts, empty[:, :3], empty[:, :3].bool(), None)
+        made.bind(processes.uniform(AB.K), empty[:, :3], empty[:, :3].bool(), None)
     with pytest.raises(ValueError, match="stop=9 is no token"):
-        made.bind(masked, facts, empty[:, :3], empty[:, :3].bool(), 9)
+        made.bind(masked, empty[:, :3], empty[:, :3].bool(), 9)
     with pytest.raises(ValueError, match="no text of the grammar has the token 2, which stands at position 1"):
-        made.bind(masked, facts, torch.tensor([[0, 2, 0]]), torch.tensor([[False, True, False]]), None)
+        made.bind(masked, torch.tensor([[0, 2, 0]]), torch.tensor([[False, True, False]]), None)
 
 
 def test_a_canvas_that_is_given_whole_is_no_text_to_write():
@@ -199,7 +216,7 @@ def test_a_written_token_that_is_asked_about_stays():
     """As for a revision; its law is the model's."""
     made = grammar('start: "a" start "b" |', AB)
     z = torch.tensor([[0, AB.K, AB.K, AB.K]])
-    bound = made.bind(processes.masked(AB.K), Facts(), torch.zeros_like(z), torch.zeros_like(z).bool(), None)
+    bound = made.bind(processes.masked(AB.K), torch.zeros_like(z), torch.zeros_like(z).bool(), None)
     logp = torch.randn(4, AB.K, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     tokens, given = bound.propose(z, torch.ones_like(z).bool(), logp, Draw(z == 9, None))
     assert tokens[0] == 0

@@ -110,8 +110,8 @@ def test_clean_leaves_no_mass_on_masks():
 # ----------------------------------------------------------------------------------------------------------- law
 
 
-def test_repetition_multiplies_log_p_of_what_stands():
-    """log p times r for tokens elsewhere on the row's canvas, given or written, and beside it; then normalised.
+def test_repetition_divides_the_probability_of_what_stands():
+    """p / r for tokens elsewhere on the row's canvas, given or written, and beside it; then normalised.
 
     What stands at a position is no repetition of itself, unless it stands twice.
     """
@@ -120,15 +120,15 @@ def test_repetition_multiplies_log_p_of_what_stands():
     factor = torch.ones(2, 5, 4, dtype=torch.float64)
     factor[0, :, [0, 2]] = 1.7
     factor[0, 0, 0] = factor[0, 3, 2] = 1.0
-    torch.testing.assert_close(found, (RANDOM * factor).log_softmax(-1))
+    torch.testing.assert_close(found, (RANDOM - factor.log()).log_softmax(-1))
     beside = Law(repetition=1.7).within(3, torch.tensor([[1, 0], [3, 3]]))
     factor[0, :, 1] = factor[1, :, 3] = 1.7
     factor[0, 0, 0] = 1.7
-    torch.testing.assert_close(beside(RANDOM, z, None, 4), (RANDOM * factor).log_softmax(-1))
+    torch.testing.assert_close(beside(RANDOM, z, None, 4), (RANDOM - factor.log()).log_softmax(-1))
     where = z == 4
-    torch.testing.assert_close(beside(RANDOM[where], z, where, 4), (RANDOM * factor).log_softmax(-1)[where])
+    torch.testing.assert_close(beside(RANDOM[where], z, where, 4), (RANDOM - factor.log()).log_softmax(-1)[where])
     torch.testing.assert_close(
-        beside.rows(torch.tensor([1]))(RANDOM[1:], z[1:], None, 4), (RANDOM * factor)[1:].log_softmax(-1)
+        beside.rows(torch.tensor([1]))(RANDOM[1:], z[1:], None, 4), (RANDOM - factor.log())[1:].log_softmax(-1)
     )
 
 
@@ -137,7 +137,7 @@ def test_a_mask_inside_the_vocabulary_does_not_count_as_repeated():
     found = Law(repetition=3.0)(RANDOM[:1], z, None, 1)
     factor = torch.ones(1, 5, 4, dtype=torch.float64)
     factor[0, [0, 1, 3, 4], 0] = 3.0
-    torch.testing.assert_close(found, (RANDOM[:1] * factor).log_softmax(-1))
+    torch.testing.assert_close(found, (RANDOM[:1] - factor.log()).log_softmax(-1))
 
 
 def test_banned_and_early_stops_have_no_mass():
@@ -179,6 +179,14 @@ def test_nothing_asked_is_no_law():
 def test_mistakes_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         drawn("low_confidence", same(6, [0.25] * 4), **options)
+
+
+@pytest.mark.parametrize("options", [{"banned": [1]}, {"repetition": 2.0}, {"min_length": 1, "stop": 2}])
+def test_vectors_have_no_law_to_change(options):
+    process, frozen = processes.gaussian(torch.eye(4).double()), torch.zeros(1, 3, dtype=torch.bool)
+    assert law(process, frozen, banned=[], repetition=1, min_length=0, stop=2) is None
+    with pytest.raises(ValueError, match=f"{next(iter(options))}.* of a gaussian process, which names tokens at its"):
+        law(process, frozen, **options)
 
 
 # ------------------------------------------------------------------------------------------------- for every sampler

@@ -34,7 +34,8 @@ def zeros(ids):
 
 
 def steer(reward=zeros, denoiser=None, process=MASKED, **options) -> Population:
-    options = {"length": 5, "num": 3, "steps": 6, "particles": 4, "lam": 1.5, "seed": 1, **options}
+    length = None if "canvas" in options else 5
+    options = {"length": length, "num": 3, "steps": 6, "particles": 4, "lam": 1.5, "seed": 1, **options}
     return rd.steer(process, denoiser or Denoiser(process), reward, **options)
 
 
