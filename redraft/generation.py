@@ -90,9 +90,8 @@ class Generation:
         rows: list[Any] = self.rows if gain in mbr.OF_ROWS else self.texts
         choice = mbr.choose(rows, gain)
         kept = slice(choice.index, choice.index + 1)
-        of_one = {name: getattr(self.samples, name)[kept] for name in ("tokens", "seeds", "lengths", "logp")}
         tried = None if self.tried is None else self.tried[kept]
-        samples = replace(self.samples, **of_one)
+        samples = self.samples.rows(torch.tensor([choice.index], device=self.tokens.device))
         return replace(self, texts=self.texts[kept], samples=samples, choice=choice, tried=tried)
 
     def to_dict(self) -> dict[str, Any]:

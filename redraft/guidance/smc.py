@@ -183,13 +183,6 @@ def _picked(found: Samples, steering: Steering, seeds: list[int], widths: list[i
         chosen = categorical(weights[:, None], steering.own).squeeze(1)
     rows = (torch.arange(texts) * size + chosen).to(found.tokens.device)
     forwards = torch.tensor(found.cost.of_rows).view(texts, size).sum(1).tolist()
-    samples = replace(
-        found,
-        tokens=found.tokens[rows],
-        seeds=seeds,
-        cost=replace(found.cost, of_rows=forwards),
-        lengths=[found.lengths[row] for row in rows.tolist()],
-        logp=found.logp[rows],
-    )
+    samples = replace(found.rows(rows), seeds=seeds, cost=replace(found.cost, of_rows=forwards))
     log_evidence, asked = steering.particles.log_evidence, steering.reward.asked
     return Population(samples, found, weights, rewards, chosen, log_evidence, steering.ess, asked)

@@ -92,6 +92,15 @@ class Draw:
         """A token for each position ``where`` (B, L), of ``probs`` (n, K); a row's numbers depend on its own alone."""
         return categorical_at(probs, where, self.generator)
 
+    def note(self, where: Tensor, logp: Tensor) -> None:
+        """Remember log p (n,) of the tokens written at the positions ``where`` (B, L); nan elsewhere until noted."""
+        known = self.memory.get("logp")
+        if known is None:
+            known = torch.full(where.shape, torch.nan, dtype=torch.float64, device=where.device)
+        known = known.clone()
+        known[where] = logp.double()
+        self.memory["logp"] = known
+
     def rows(self, rows: Tensor) -> "Draw":
         """The same for some rows, ``rows`` (n,) long: the others draw nothing. Its memory is empty."""
         own = self.generator

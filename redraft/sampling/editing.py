@@ -92,9 +92,9 @@ class Edit:
         if draw.constraint is not None:
             hidden = z.masked_fill(edited, mask_id)
             token, logp = draw.constraint.propose(hidden, edited, logp, replace(draw, temperature=0.0))
-        z, known = z.clone(), draw.memory["logp"].clone()
-        z[edited], known[edited] = token, log_prob_of(token, logp).double()
-        draw.memory["logp"] = known
+        z = z.clone()
+        z[edited] = token
+        draw.note(edited, log_prob_of(token, logp))
         return z
 
 

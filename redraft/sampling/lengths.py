@@ -89,11 +89,5 @@ def _kept(found: Samples, candidates: Sequence[Candidate], tried: Sequence[Tried
     width = max(len(candidates[one.kept][0]) for one in tried)
     of_rows = [sum(found.cost.of_rows[many * text : many * (text + 1)]) for text in range(len(tried))]
     cost: Cost = replace(found.cost, of_rows=of_rows)
-    return replace(
-        found,
-        tokens=found.tokens[rows, :width],
-        logp=found.logp[rows, :width],
-        seeds=[found.seeds[row] for row in rows.tolist()],
-        lengths=[found.lengths[row] for row in rows.tolist()],
-        cost=cost,
-    )
+    kept = found.rows(rows)
+    return replace(kept, tokens=kept.tokens[:, :width], logp=kept.logp[:, :width], cost=cost)

@@ -80,17 +80,8 @@ class Proposal:
     def write(self, chosen: Tensor) -> Tensor:
         """The canvas with the tokens ``chosen`` (B, L) written, and then revised."""
         z = torch.where(chosen, self.tokens, self.z)
-        remember(self, chosen)
+        self.draw.note(chosen, self.sure.double().log()[chosen[self.asked]])
         return z if self.draw.revision is None else self.draw.revision(self, z, chosen)
-
-
-def remember(proposal: Proposal, chosen: Tensor) -> None:
-    """Keep log p of the tokens ``chosen`` (B, L) under the model's law when they were written."""
-    memory = proposal.draw.memory
-    if "logp" not in memory:
-        memory["logp"] = torch.full(proposal.z.shape, torch.nan, dtype=torch.float64, device=proposal.z.device)
-    new = proposal.spread(proposal.sure.double()).log()
-    memory["logp"] = torch.where(chosen, new, memory["logp"])
 
 
 def propose(process: Process, denoiser: Query, z: Tensor, t: Tensor, s: Tensor, draw: Draw, where: Tensor) -> Proposal:

@@ -78,7 +78,7 @@ def renoise(
     memory["done"] = done | ((same >= stable) & (mean < sure))
     if isinstance(denoiser, Recalling):
         denoiser.recall(p, where)
-    _note(draw, best, where, logp)
+    draw.note(where, log_prob_of(best[where], logp))  # of the likeliest tokens, which are what is returned
     return torch.where(((s == 0) | memory["done"])[:, None], best, after)
 
 
@@ -86,12 +86,3 @@ def _law(logp: Tensor, temperature: Tensor, draw: Draw) -> Tensor:
     """p^(1/temperature) (n, K), float64, each position at its own; then as the request draws."""
     heated = torch.log_softmax(logp.double() / temperature[:, None], -1)
     return tempered(heated, draw.temperature, draw.top_p, draw.top_k)
-
-
-def _note(draw: Draw, best: Tensor, where: Tensor, logp: Tensor) -> None:
-    """Remember log p of the likeliest tokens, which are what is returned; nan where nothing was ever asked."""
-    if "logp" not in draw.memory:
-        draw.memory["logp"] = torch.full(best.shape, torch.nan, dtype=torch.float64, device=best.device)
-    noted = draw.memory["logp"].clone()
-    noted[where] = log_prob_of(best[where], logp).double()
-    draw.memory["logp"] = noted

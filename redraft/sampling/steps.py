@@ -1,7 +1,7 @@
 """What comes out of the loop: what a callback sees after each step, and the texts with what they cost."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 
 import torch
@@ -104,6 +104,12 @@ class Samples:
     lengths: list[int]
     logp: Tensor
     approximate: bool = False
+
+    def rows(self, rows: Tensor) -> "Samples":
+        """The rows of these numbers, (n,) long; the cost stays that of all."""
+        at = rows.tolist()
+        seeds, lengths = [self.seeds[row] for row in at], [self.lengths[row] for row in at]
+        return replace(self, tokens=self.tokens[rows], logp=self.logp[rows], seeds=seeds, lengths=lengths)
 
     @property
     def nfe(self) -> int:

@@ -1,6 +1,6 @@
 """The loop: from t = 1 to t = 0, rows of one shape together."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -69,7 +69,12 @@ def _refined(request: Request, board: Canvas, query: Asked, draw: Draw) -> tuple
         if not process.vectors:
             query.cost.written += int(((z != before) & (z != process.mask_id)).sum())
         if request.callback is not None:
-            z, halted = _called(request, board, query, draw, z, Place(index, len(times) - 1, t, s, over))
+            shown = board.shown(_shown(z, query))
+            step = Step(
+                index, len(times) - 1, t, s, z, shown, board.frozen, query.cost.nfe, request.rows,
+                _said=query.said, over=over,
+            )  # fmt: skip
+            z, halted = _called(request, board, query, draw, step)
             if halted:
                 return z, True
         if request.stop is not None and absorbing(process) and not revises(sampler):  # noise tells of no end
@@ -77,23 +82,10 @@ def _refined(request: Request, board: Canvas, query: Asked, draw: Draw) -> tuple
     return z, False
 
 
-@dataclass(frozen=True)
-class Place:
-    """Which step this is, of how many, and its times; and which rows were finished before it, (B,) bool."""
-
-    index: int
-    steps: int
-    t: float
-    s: float
-    over: Tensor
-
-
-def _called(request: Request, board: Canvas, query: Asked, draw: Draw, z: Tensor, place: Place) -> tuple[Tensor, bool]:
+def _called(request: Request, board: Canvas, query: Asked, draw: Draw, step: Step) -> tuple[Tensor, bool]:
     """z after the callback has seen it, and done with it what it may; and whether it ends the run."""
     assert request.callback is not None
-    shown = board.shown(_shown(z, query))
-    told = z, shown, board.frozen, query.cost.nfe, request.rows, 0, query.said, place.over
-    step = Step(place.index, place.steps, place.t, place.s, *told)
+    z = step.z
     with Clock(query.cost, "callback"):
         said = request.callback(step)
     halted = isinstance(said, Halt)
@@ -108,8 +100,8 @@ def _called(request: Request, board: Canvas, query: Asked, draw: Draw, z: Tensor
         for name, value in draw.memory.items():
             draw.memory[name] = value[rows]
         # what is given stands in the ancestor already; to noise it afresh would change rows that stay what they were
-        return (z[rows] if board.shared(rows) else board.put_back(z[rows], place.s)), False
-    rewritten = board.put_back(checked(request.process, said, z), place.s)
+        return (z[rows] if board.shared(rows) else board.put_back(z[rows], step.s)), False
+    rewritten = board.put_back(checked(request.process, said, z), step.s)
     if "logp" in draw.memory:  # nobody has said how likely what the callback wrote is
         draw.memory["logp"] = draw.memory["logp"].masked_fill(rewritten != z, torch.nan)
     return rewritten, halted

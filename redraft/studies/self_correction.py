@@ -78,9 +78,9 @@ def options(name: str, budget: Budget) -> dict[str, Any]:
 
 def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     """Train, then write by every sampler at every number of calls, and count what is wrong."""
-    told = dict(cell.options)
-    if cell.name.startswith("code"):
-        write_text(folder / "code.txt", syntax.corpus())
+    told, code = dict(cell.options), syntax.corpus() if cell.name.startswith("code") else None
+    if code is not None:
+        write_text(folder / "code.txt", code)
         told["config"] = {**told["config"], "data": {**told["config"]["data"], "source": str(folder / "code.txt")}}
     _, lm, figures = trained(replace(cell, options=told), folder)
     rows = [
@@ -89,8 +89,8 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         for calls in cell.options["calls"]
     ]  # fmt: skip
     found: dict[str, Any] = {**figures, "rows": rows}
-    if cell.name.startswith("code"):
-        right, all_lines = syntax.parsing([syntax.corpus()])
+    if code is not None:
+        right, all_lines = syntax.parsing([code])
         found["human"] = {"right": right, "n": all_lines}
     return found
 
