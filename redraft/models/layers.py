@@ -116,12 +116,15 @@ class Block(nn.Module):
             if module is not None:
                 nn.init.zeros_(module.weight)
 
-    def forward(self, x: Tensor, reading: Reading, code: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, reading: Reading, code: Tensor | None, where: Tensor | None = None) -> Tensor:
+        """(B, L, E); of the positions ``where`` (B, L) bool only, (n, 1, E): nobody reads the last block's others."""
         if self.modulation is None or code is None:
-            x = x + self.attend(norm(x), reading)
+            x = chosen(x + self.attend(norm(x), reading), where)
             return x + self.feed(norm(x))
         shift_a, scale_a, shift_f, scale_f = alike(self.modulation, code).chunk(4, dim=-1)
-        x = x + self.attend(norm(x) * (1 + scale_a) + shift_a, reading)
+        x = chosen(x + self.attend(norm(x) * (1 + scale_a) + shift_a, reading), where)
+        if where is not None:
+            shift_f, scale_f = (chosen(one.expand(*where.shape, -1), where) for one in (shift_f, scale_f))
         return x + self.feed(norm(x) * (1 + scale_f) + shift_f)
 
     def attend(self, x: Tensor, reading: Reading) -> Tensor:
@@ -132,6 +135,11 @@ class Block(nn.Module):
     def feed(self, x: Tensor) -> Tensor:
         gate, value = self.up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * value)
+
+
+def chosen(x: Tensor, where: Tensor | None) -> Tensor:
+    """x (B, L, E), or its positions ``where`` (B, L) bool as rows of length one, (n, 1, E)."""
+    return x if where is None else x[where][:, None]
 
 
 LEAST = 4

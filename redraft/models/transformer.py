@@ -18,6 +18,7 @@ from redraft.models.layers import (
     Block,
     Reading,
     alike,
+    chosen,
     mixed,
     norm,
     placed,
@@ -193,12 +194,13 @@ class Transformer(nn.Module):
         attention = self.config.attention
         pattern = contexts.readable(z, cond, attention, self.config.block, self.config.process.get("mask_id"))
         reading = Reading(rotary, pattern, attention == "causal", cond.get("cache"), cond.get("store", False))
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, reading, code)
+        x = self.blocks[-1](x, reading, code, where)
         if where is not None:  # the chosen positions as rows of length one
-            x, z, t = x[where][:, None], z[where][:, None], per_position(t).expand(where.shape)[where]
+            z, t = z[where][:, None], per_position(t).expand(where.shape)[where]
             gamma = None if gamma is None else gamma.expand(where.shape)[where][:, None]
-            evidence = None if evidence is None else evidence[where][:, None]
+            evidence = None if evidence is None else chosen(evidence, where)
         logits = self.head(norm(x))
         # under bfloat16 autocast the sum over a large vocabulary must not be rounded
         logits = logits.float() if logits.dtype is torch.bfloat16 else logits
