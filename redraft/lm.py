@@ -14,7 +14,7 @@ from redraft.data import Tokenizer, load_text
 from redraft.evaluation import Likelihood, likelihood
 from redraft.generation import WHICH, Doubt, Generation, Options, Row, canvas_of, in_parts, numbered
 from redraft.models import Transformer, folder, released
-from redraft.models.dit import DiTDenoiser
+from redraft.models.families.base import Released
 from redraft.processes import Process, absorbing
 from redraft.processes.base import device_of
 from redraft.randomness import Device
@@ -29,7 +29,7 @@ from redraft.sampling.steps import joined
 class LM:
     """``process``, ``denoiser`` and ``tokenizer``; ``context`` is the length trained on, ``about`` what was stored."""
 
-    def __init__(self, denoiser: Transformer | DiTDenoiser, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
+    def __init__(self, denoiser: Transformer | Released, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
         self.denoiser, self.tokenizer, self.about = denoiser, tokenizer, about
         self.context: int = about["context"]
 
@@ -323,7 +323,7 @@ class LM:
 
         A model of our own can be read by ``transformers`` too.
         """
-        if isinstance(self.denoiser, DiTDenoiser):
-            released.save(path, self.denoiser, self.tokenizer, self.about)
-        else:
+        if isinstance(self.denoiser, Transformer):
             folder.save(path, self.denoiser.config, self.denoiser.state_dict(), self.tokenizer, self.about)
+        else:
+            released.save(path, self.denoiser, self.tokenizer, self.about)

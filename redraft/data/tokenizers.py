@@ -209,8 +209,12 @@ class Tokenizer:
         write_text(folder / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Tokenizer":
-        """The tokenizer saved in ``folder`` by us or by ``transformers``; ``ValueError`` for none or a damaged one."""
+    def load(cls, folder: str | Path, mask_id: int | None = None) -> "Tokenizer":
+        """The tokenizer saved in ``folder`` by us or by ``transformers``.
+
+        ``mask_id``: the token that is the mask, where the tokenizer itself does not say. Errors: ``ValueError`` for no
+        tokenizer, a damaged one, one without that token, or that has another mask.
+        """
         folder = Path(folder)
         try:
             config = json.loads((folder / _CONFIG).read_text("utf-8")) if (folder / _CONFIG).exists() else {}
@@ -218,7 +222,7 @@ class Tokenizer:
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{folder / _CONFIG}: damaged ({error}); copy the folder again") from None
         if kind == "hf":
-            return _hugging_face(str(folder))
+            return _hugging_face(str(folder), mask_id=mask_id)
         if kind not in NAMES:
             raise unknown(f"tokenizer kind in {folder / _CONFIG}", kind, [*NAMES, "hf"])
         if not (folder / _JSON).is_file():
@@ -243,12 +247,12 @@ def build_tokenizer(name: str, texts: Iterable[str] = (), vocab: int = 2048) -> 
     return Tokenizer.load(name) if Path(name).is_dir() else _hugging_face(name)
 
 
-def pretrained(name: str, pad_token: str | None = None) -> Tokenizer:
+def pretrained(name: str, pad_token: str | None = None, mask_id: int | None = None) -> Tokenizer:
     """The Hugging Face tokenizer of a folder or id; ``pad_token`` is appended as padding if it has none.
 
-    Errors: ``ValueError`` for one that cannot be had.
+    ``mask_id``: see ``Tokenizer.load``. Errors: ``ValueError`` for one that cannot be had.
     """
-    return _hugging_face(name, pad_token)
+    return _hugging_face(name, pad_token, mask_id)
 
 
 def _bytes(_texts: Iterable[str], _vocab: int) -> tokenizers.Tokenizer:
@@ -296,11 +300,14 @@ _BUILDERS: dict[str, Callable[[Iterable[str], int], tokenizers.Tokenizer]] = {
 }
 
 
-def _hugging_face(name: str, pad_token: str | None = None) -> Tokenizer:
-    from transformers import AutoTokenizer  # seconds to import: only for those who need it
+def _hugging_face(name: str, pad_token: str | None = None, mask_id: int | None = None) -> Tokenizer:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # seconds to import: only for those who need it
 
     try:
-        hf: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        if (Path(name) / _JSON).is_file():  # config.json may be unknown to transformers
+            hf: Any = PreTrainedTokenizerFast.from_pretrained(name)
+        else:
+            hf = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # from no network to a damaged file: whatever it is, this tokenizer cannot be had
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         choice = f"{', '.join(NAMES)}, or a Hugging Face folder or id"
@@ -309,9 +316,27 @@ def _hugging_face(name: str, pad_token: str | None = None) -> Tokenizer:
         raise ValueError(f"{name}: {type(hf).__name__} has no tokenizer.json; convert it to a fast tokenizer first")
     if pad_token is not None and hf.pad_token is None:
         hf.add_special_tokens({"pad_token": pad_token})
-    if hf.mask_token is None:
+    if mask_id is not None and hf.mask_token_id != mask_id:
+        hf.add_special_tokens({"mask_token": _known_mask(name, hf, mask_id)})
+    elif hf.mask_token is None:
         hf.add_special_tokens({"mask_token": MASK})
     return Tokenizer(hf.backend_tokenizer, "hf", hf)
+
+
+def _known_mask(name: str, hf: Any, mask_id: int) -> str:
+    """The text of the token that is the mask. Errors: ``ValueError`` for none, or for a clash."""
+    token: str | None = hf.backend_tokenizer.id_to_token(mask_id)
+    if hf.mask_token is not None:
+        raise ValueError(
+            f"{name}: the tokenizer's mask is id {hf.mask_token_id}, the model's {mask_id}; pass tokenizer=, the one "
+            "it was trained with"
+        )
+    if token is None:
+        raise ValueError(
+            f"{name}: the model's mask is id {mask_id}, and the tokenizer has no such token; pass tokenizer=, the one "
+            "it was trained with"
+        )
+    return token
 
 
 def _with_specials(backend: tokenizers.Tokenizer, eos: bool) -> tokenizers.Tokenizer:

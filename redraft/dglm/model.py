@@ -26,7 +26,8 @@ from redraft.dglm.proposer import Prompted, Proposer, Vectors, noise, propose
 from redraft.dglm.verbaliser import Verbaliser
 from redraft.errors import unknown
 from redraft.guidance import LogLikelihood, cfg, gradient_guided
-from redraft.models.folder import CONFIG, put_weights, read_config, write_model
+from redraft.models.folder import CONFIG, read_config, write_model
+from redraft.models.weights import fill
 from redraft.processes import Denoiser
 from redraft.randomness import Device, generator, row_seeds
 
@@ -262,5 +263,5 @@ class DGLM:
             proposer = Proposer(encoder.dim, config.proposer)
             verbaliser = Verbaliser.load(str(folder / DECODER), encoder.dim, config.verbaliser, local=True)
             made = cls(config, encoder, proposer, verbaliser, labels)
-        put_weights(made.parts(), folder, lambda name: name)
+        fill(made.parts(), folder)
         return made.to(device)

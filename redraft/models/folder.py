@@ -6,27 +6,24 @@ beside and renamed, config.json last: a folder with a config.json is whole. Noth
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from redraft.data import Tokenizer
-from redraft.files import write, write_text
+from redraft.files import write_text
 from redraft.models.transformer import Transformer, TransformerConfig
+from redraft.models.weights import fill, renamed, write_weights
 from redraft.processes import Gaussian
 from redraft.schedules import gamma_tensors
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
 MODEL_TYPE, ARCHITECTURE = "redraft", "RedraftForMaskedLM"
 PREFIX = "model."
 """The wrapper for ``transformers`` holds the transformer under this name, so stored keys begin with it."""
-_PRECISIONS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-_PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def save(
@@ -50,8 +47,7 @@ def write_model(
     (folder / CONFIG).unlink(missing_ok=True)  # while its parts are exchanged, the folder is no model
     if tokenizer is not None:
         tokenizer.save(folder)
-    kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write(folder / WEIGHTS, lambda path: save_file(kept, path, metadata={"format": "pt"}))
+    write_weights(folder, tensors)
     write_text(folder / CONFIG, config)
 
 
@@ -88,21 +84,8 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> tuple[
         model = Transformer.empty(config)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG}: damaged, {type(error).__name__} {error}") from None
-    put_weights(model, folder, lambda name: PREFIX + name)
+    fill(model, folder, renamed(model, lambda name: PREFIX + name))
     return model.to(device).eval(), stored.get("about", {})
-
-
-def put_weights(model: torch.nn.Module, folder: Path, stored_as: Callable[[str], str]) -> None:
-    """Give ``model`` the tensors in ``folder``, all of them and no other, each as it is stored.
-
-    ``stored_as`` turns a name in ``state_dict()`` into the file's. Errors: ``ValueError`` naming what does not fit.
-    """
-    tensors = _read_weights(folder / WEIGHTS)
-    expected = {stored_as(name): (name, value.shape) for name, value in model.state_dict().items()}
-    _compare(folder / WEIGHTS, {key: shape for key, (_, shape) in expected.items()}, tensors)
-    path, names = folder / WEIGHTS, [stored_as(name) for name, _ in model.named_parameters()]
-    _check_precision(path, {name: tensors[name] for name in names})
-    model.load_state_dict({expected[key][0]: value for key, value in tensors.items()}, strict=True, assign=True)
 
 
 def start_from(model: Transformer, path: str) -> None:
@@ -173,48 +156,3 @@ def read_config(folder: Path) -> dict[str, Any]:
 def is_ours(stored: Mapping[str, Any]) -> bool:
     """Whether config.json is one that ``save`` wrote, and not a released checkpoint's."""
     return stored.get("model_type") == MODEL_TYPE
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(missing(path))
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged, {error}; copy the folder again") from None
-
-
-def missing(path: Path) -> str:
-    """Why there are no weights to read, and what to do about it."""
-    pickled = sorted(one.name for one in path.parent.iterdir() if one.suffix in _PICKLED)
-    if not pickled:
-        return f"{path}: no such file, and weights are read from nowhere else; copy the folder again, or convert them"
-    return (
-        f"{path}: no such file. {pickled[0]} is a pickle, which can run code when it is read, so it is not; if you "
-        f"trust it, convert it: tensors = torch.load({pickled[0]!r}, weights_only=True), then "
-        f"safetensors.torch.save_file({{k: v.clone().contiguous() for k, v in tensors.items()}}, {WEIGHTS!r}). "
-        "A Lightning checkpoint holds them under 'state_dict', together with some that are no weights"
-    )
-
-
-def _compare(path: Path, expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> None:
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or extra:
-        raise ValueError(
-            f"{path}: does not fit its config; missing {missing or 'none'}, not expected {extra or 'none'}"
-        )
-    for name, shape in expected.items():
-        if found[name].shape != shape:
-            raise ValueError(f"{path}: {name} has shape {tuple(found[name].shape)}, the config says {tuple(shape)}")
-
-
-def _check_precision(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuse quantised weights, and weights of several precisions, which cannot meet in one product."""
-    first: tuple[str, torch.dtype] | None = None
-    for name, value in weights.items():
-        if value.dtype not in _PRECISIONS:
-            raise ValueError(f"{path}: {name} is {value.dtype}; convert it to a floating precision of 16 bits or more")
-        first = first or (name, value.dtype)
-        if value.dtype != first[1]:
-            raise ValueError(f"{path}: {name} is {value.dtype}, {first[0]} {first[1]}; convert them to one precision")

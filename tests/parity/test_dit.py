@@ -157,7 +157,7 @@ def test_dropout_is_the_configs_and_for_training(tmp_path, monkeypatch):
 def test_gidds_noise_is_our_hybrid():
     """Its alpha, b_t and NELBO weights in its own words (arXiv 2503.04482) against the process a folder gives."""
     fields = Fields(Path("config.json"), LAYOUTS["gidd"].config)
-    process, share, N = FAMILIES["gidd"].reads(fields)[0].process, 0.2, K
+    process, share, N = FAMILIES["gidd"].reads(fields).build().process, 0.2, K
     t = torch.linspace(0.01, 0.99, 37, dtype=torch.float64)[:, None]
     c = 2 * share / (1 - share) * torch.sqrt(t * (1 - t))
     d_c = (1 - 2 * t) / (2 * t * (1 - t)) * c

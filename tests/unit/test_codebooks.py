@@ -152,10 +152,10 @@ def test_folders_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("index", "said"),
     [
-        ({"weight_map": {"wte.weight": "../model.safetensors"}}, "no safetensors file of this folder"),
-        ({"weight_map": {"wte.weight": "weights.bin"}}, "no safetensors file of this folder"),
-        ({"weight_map": {"wte.weight": "gone.safetensors"}}, "gone.safetensors: damaged"),
-        ({"weight_map": {"wte.weight": "there.safetensors"}}, "there.safetensors: damaged"),
+        ({"weight_map": {"wte.weight": "../model.safetensors"}}, "only .safetensors files beside it"),
+        ({"weight_map": {"wte.weight": "weights.bin"}}, "only .safetensors files beside it"),
+        ({"weight_map": {"wte.weight": "gone.safetensors"}}, "gone.safetensors: no such file"),
+        ({"weight_map": {"wte.weight": "there.safetensors"}}, "is in there.safetensors"),
         ({"metadata": {}}, "index.json: damaged"),
         ([], "index.json: damaged"),
     ],

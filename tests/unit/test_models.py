@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from redraft import files, objectives, processes
 from redraft.data import build_tokenizer
-from redraft.models import Transformer, TransformerConfig, folder, widths
+from redraft.models import Transformer, TransformerConfig, folder, weights, widths
+from redraft.models.weights import WEIGHTS
 from redraft.sampling import sample
 
 
@@ -137,14 +138,14 @@ def rewrite(path, change):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: rewrite(d / folder.WEIGHTS, lambda t: t.update(odd=t.pop("model.head.weight"))), "head.weight.*odd"),
-        (lambda d: rewrite(d / folder.WEIGHTS, lambda t: t.pop("model.blocks.0.qkv.weight")), "missing.*blocks.0.qkv"),
+        (lambda d: rewrite(d / WEIGHTS, lambda t: t.update(odd=t.pop("model.head.weight"))), "head.weight.*odd"),
+        (lambda d: rewrite(d / WEIGHTS, lambda t: t.pop("model.blocks.0.qkv.weight")), "missing.*blocks.0.qkv"),
         (
-            lambda d: rewrite(d / folder.WEIGHTS, lambda t: t.update({"model.head.weight": torch.zeros(3, 64)})),
+            lambda d: rewrite(d / WEIGHTS, lambda t: t.update({"model.head.weight": torch.zeros(3, 64)})),
             r"head.weight has shape \(3, 64\)",
         ),
-        (lambda d: (d / folder.WEIGHTS).write_bytes((d / folder.WEIGHTS).read_bytes()[:-9]), "damaged"),
-        (lambda d: (d / folder.WEIGHTS).unlink(), "no such file"),
+        (lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-9]), "damaged"),
+        (lambda d: (d / WEIGHTS).unlink(), "no such file"),
         (lambda d: (d / folder.CONFIG).write_text("{"), "damaged"),
         (lambda d: (d / folder.CONFIG).write_text('{"model_type": "llama"}'), "'llama' is not supported"),
         (lambda d: (d / folder.CONFIG).write_text('{"model_type": "redraft"}'), "damaged"),
@@ -211,7 +212,7 @@ def test_a_mask_inside_the_vocabulary_is_never_written(make):
 
 def test_an_interrupted_exchange_leaves_no_model(stored, monkeypatch):
     model, _ = folder.load(stored)
-    monkeypatch.setattr(folder, "save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(weights, "save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         folder.save(stored, model.config, model.state_dict(), None, {"context": 6})
     with pytest.raises(ValueError, match=r"no config\.json"):

@@ -1,0 +1,130 @@
+"""A released network as a denoiser: what its logits mean, and which ids it knows.
+
+Shapes: B batch, L length, K clean tokens, E width.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from redraft.models import contexts, heads
+from redraft.models.layers import Cache
+from redraft.processes import Categorical, Facts
+from redraft.processes.base import Attention, Condition, as_condition
+
+
+class Backbone(Protocol):
+    """A network that reads ids at positions, with a pattern and a cache, and answers in two steps; see ``Decoder``.
+
+    ``depth``: the layers it keeps in a cache, or None for one that keeps nothing.
+    """
+
+    @property
+    def depth(self) -> int | None: ...
+
+    def __call__(
+        self,
+        z: Tensor,
+        positions: Tensor,
+        pattern: Tensor | None = None,
+        cache: Cache | None = None,
+        store: bool = False,
+        mixture: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor: ...
+
+    def say(self, hidden: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the logits of a network mean.
+
+    ``shift``: those at position i are of token i + 1, as autoregressive models have them (Dream, DiffuLLaMA); token 0
+    then has those at 0, and is never asked about in earnest. ``attention`` and ``block``: see ``Facts``.
+    """
+
+    process: Categorical
+    shift: bool = False
+    attention: Attention = "full"
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.attention == "block") != (self.block is not None):
+            raise ValueError(f"attention={self.attention!r} with block={self.block}: they go together, set both")
+        if self.shift and self.attention == "block":
+            raise ValueError(
+                "shifted logits with block attention: the first token of a block would be answered for by another "
+                "block; drop the shift"
+            )
+
+
+class BackboneDenoiser(nn.Module):
+    """The denoiser ``(z, t, cond) -> log p`` over clean tokens, (B, L, K); no network here is told the time.
+
+    z: (B, L) ids; cond: a ``Condition`` (padding is a segment apart). ``where`` (B, L) bool asks for those positions
+    only, (n, K): the head, which is much of a large model, then answers for no others. ``eos_id``, ``pad_id``: whoever
+    has a tokenizer sets them; ``turn_id`` is what ends an answer in a conversation.
+    """
+
+    def __init__(self, backbone: Backbone, meaning: Meaning) -> None:
+        super().__init__()
+        self.meaning = meaning
+        self.backbone = backbone
+        self.eos_id: int | None = None
+        self.pad_id: int | None = None
+        self.turn_id: int | None = None
+
+    @property
+    def process(self) -> Categorical:
+        return self.meaning.process
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(
+            attention=self.meaning.attention,
+            block=self.meaning.block,
+            mask_id=self.process.mask_id,
+            eos_id=self.eos_id,
+            pad_id=self.pad_id,
+            selective=True,
+            caches=self.backbone.depth is not None,
+        )
+
+    def forward(self, z: Tensor, t: Tensor, cond: Condition | None = None, where: Tensor | None = None) -> Tensor:
+        logits = self.logits(z, cond, where)[..., : self.process.K]
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return heads.subs(wide, z, t, self.process)
+
+    def logits(self, z: Tensor, cond: Condition | None = None, where: Tensor | None = None) -> Tensor:
+        """The network's own numbers, as they stand: (B, L, V), or (n, V) of the positions ``where``, after the shift.
+
+        Errors: ``ValueError`` for ``labels``, of which these networks know none.
+        """
+        cond = as_condition(cond)
+        if "labels" in cond:
+            raise ValueError("labels told to a model that was trained without any: leave them out")
+        positions = cond.get("positions", torch.arange(z.shape[1], device=z.device))
+        pattern = contexts.readable(z, cond, self.meaning.attention, self.meaning.block, self.process.mask_id)
+        if pattern is None and self.meaning.attention == "causal":
+            pattern = contexts.up_to(positions).view(-1, 1, z.shape[1], z.shape[1])
+        cache, store = cond.get("cache"), cond.get("store", False)
+        hidden = self.backbone(z, positions, pattern, cache, store, cond.get("mixture"))
+        if self.meaning.shift:
+            hidden = self._shifted(hidden, positions, cache, store)
+        return self.backbone.say(hidden if where is None else hidden[where])
+
+    def _shifted(self, hidden: Tensor, positions: Tensor, cache: Cache | None, store: bool) -> Tensor:
+        """What is said at i moved to i + 1. (B, L, E).
+
+        A cache keeps what the head reads too, as one layer more: the first position of a block is answered for by what
+        stands before the block.
+        """
+        before = hidden[:, :1]
+        if cache is not None:
+            assert self.backbone.depth is not None
+            kept = cache.extend(self.backbone.depth, hidden[:, None], hidden[:, None, :, :0], store)[0]
+            first = int(positions.flatten()[0])
+            before = kept[:, 0, first - 1 : first] if first else before
+        return torch.cat([before, hidden[:, :-1]], dim=1)
