@@ -56,10 +56,9 @@ def conclude(records: Sequence[Record]) -> Conclusion:
     return Conclusion(tables, [_plot(got)], [found for cell in got for found in _findings(cell, got[cell])])
 
 
-def errors(rows: Sequence[Row]) -> Estimate:
-    """The share of texts, or of lines, that are wrong."""
-    # where no line was complete nothing is known
-    return pooled([share(row["n"] - row["right"], row["n"]) if row["n"] else Estimate(0.5, 0.5) for row in rows])
+def errors(rows: Sequence[Row]) -> Estimate | None:
+    """The share of texts, or of lines, that are wrong; None where no line was complete in some training."""
+    return pooled([share(row["n"] - row["right"], row["n"]) for row in rows]) if all(row["n"] for row in rows) else None
 
 
 def revises(sampler: str) -> bool:
@@ -69,15 +68,21 @@ def revises(sampler: str) -> bool:
 def _findings(cell: str, samplers: Mapping[str, Sequence[Sequence[Row]]]) -> list[Finding]:
     found = list[Finding]()
     for place in (0, -1):
-        values = {name: errors(budgets[place]) for name, budgets in samplers.items()}
         where = f"of {cell} wrong, {samplers[ONCE][place][0]['calls']} calls allowed"
+        values = dict[str, Estimate]()
+        for name, budgets in samplers.items():
+            if (wrong := errors(budgets[place])) is None:
+                found.append(_silent(name, budgets[place], samplers[ONCE][place], where))
+            else:
+                values[name] = wrong
+        if ONCE not in values:
+            continue
         for name in values:
             if revises(name) and "edit" not in name:
                 found.append(_mends(name, samplers, place, values, where))
             if name != ONCE and (values[name] - values[ONCE]).sign < 0:
                 found.append(_pays(name, samplers[name][place], samplers[ONCE][place], where))
-            if "edit" in name:
-                rule = name.partition("+")[0]
+            if "edit" in name and (rule := name.partition("+")[0]) in values:
                 better = below(UNTAUGHT, name, rule, values, where)
                 turned: dict[Verdict, Verdict] = {"holds": "fails", "fails": "holds"}
                 found.append(Finding(UNTAUGHT, turned.get(better.verdict, better.verdict), better.sentence))
@@ -98,6 +103,16 @@ def _mends(
     return Finding(MENDS, found.verdict, f"{found.sentence} Calls taken: {mine:.1f} against {theirs:.1f}.")
 
 
+def _silent(name: str, rows: Sequence[Row], once: Sequence[Row], where: str) -> Finding:
+    """A sampler of whose texts none has a line that could be right or wrong."""
+    mine, theirs = mean_over(rows, "unigram_entropy"), mean_over(once, "unigram_entropy")
+    sentence = (
+        f"{name} wrote no complete line ({where}), so there is nothing to parse: unigram entropy {mine:.3f} nats "
+        f"against {theirs:.3f} of ancestral."
+    )
+    return Finding(MENDS if revises(name) else SURE, "not measured", sentence)
+
+
 def _pays(name: str, rows: Sequence[Row], once: Sequence[Row], where: str) -> Finding:
     """Variety beside that of ancestral sampling. Few texts of one training: the two figures, without an interval."""
     mine, theirs = mean_over(rows, "unigram_entropy"), mean_over(once, "unigram_entropy")
@@ -113,7 +128,8 @@ def _table(cell: str, samplers: Mapping[str, Sequence[Sequence[Row]]], human: Es
     on_toy = "distinct" in samplers[ONCE][0][0]
     for name, budgets in samplers.items():
         for at in budgets:
-            told = (name, str(at[0]["calls"]), f"{mean_over(at, 'nfe'):.1f}", errors(at).percent())
+            wrong = errors(at)
+            told = (name, str(at[0]["calls"]), f"{mean_over(at, 'nfe'):.1f}", "-" if wrong is None else wrong.percent())
             kinds = f"{mean_over(at, 'agreement') / at[0]['n']:.1%}" if on_toy else f"{mean_over(at, 'distinct_2'):.3f}"
             seen = (
                 f"{mean_over(at, 'distinct'):.0f} of {at[0]['expected']:.0f}" if on_toy else f"{mean_over(at, 'n'):.0f}"
@@ -131,9 +147,10 @@ def _plot(got: Got) -> Plot:
         for column, (cell, samplers) in enumerate(got.items()):
             for name, budgets in samplers.items():
                 style = {"ls": "-" if revises(name) else "--", "marker": "o" if revises(name) else "s", "ms": 4}
-                y = [errors(rows).mean for rows in budgets]
-                axes[0][column].plot([mean_over(rows, "nfe") for rows in budgets], y, label=name, **style)
-                axes[1][column].plot([mean_over(rows, "unigram_entropy") for rows in budgets], y, label=name, **style)
+                told = [(rows, wrong.mean) for rows in budgets if (wrong := errors(rows)) is not None]
+                y = [wrong for _, wrong in told]
+                axes[0][column].plot([mean_over(rows, "nfe") for rows, _ in told], y, label=name, **style)
+                axes[1][column].plot([mean_over(rows, "unigram_entropy") for rows, _ in told], y, label=name, **style)
             axes[0][column].set(title=cell, xlabel="calls a row", ylabel="wrong", xscale="log")
             axes[1][column].set(xlabel="unigram entropy, nats", ylabel="wrong")
             axes[0][column].legend(fontsize=6)
