@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from redraft import constraints, guidance, objectives, recipes, schedules
+    from redraft.conversion import convert
     from redraft.data import Tokenizer, toy
     from redraft.dglm.model import DGLM
     from redraft.distillation import distil
     from redraft.evaluation import Likelihood, distinct_n, likelihood, unigram_entropy
+    from redraft.finetuning import finetune
     from redraft.guidance import (
         cfg,
         classifier_guided,
@@ -65,10 +67,12 @@ __all__ = [
     "cfg",
     "classifier_guided",
     "constraints",
+    "convert",
     "d3pm",
     "distil",
     "distinct_n",
     "doubting",
+    "finetune",
     "gaussian",
     "gradient_guided",
     "guidance",
@@ -105,10 +109,12 @@ _MODULES = {
     "toy": "redraft.data.toy",
 }
 _NAMES = {
+    "redraft.conversion": ("convert",),
     "redraft.data": ("Tokenizer",),
     "redraft.dglm.model": ("DGLM",),
     "redraft.distillation": ("distil",),
     "redraft.evaluation": ("Likelihood", "distinct_n", "likelihood", "unigram_entropy"),
+    "redraft.finetuning": ("finetune",),
     "redraft.guidance": (
         "cfg",
         "classifier_guided",

@@ -1,4 +1,4 @@
-"""The command line: train, distil, generate, infill, edit, replay, evaluate, study, list.
+"""The command line; `redraft --help` lists its commands.
 
 Options have the names of the Python API. What a command measured or wrote goes to standard output, all else to standard
 error. A mistake of the user's is one line and exit code 2, an interrupt one line and 130; a traceback is a fault of
@@ -16,11 +16,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from redraft import __version__
+from redraft import __version__, chatting
 from redraft.dglm.commands import app as dglm
 from redraft.drafting import COMMANDS
 from redraft.errors import unknown
-from redraft.flags import Corpus, Device, Family, Json, Model, Resume, Seed, Words, loaded
+from redraft.flags import (
+    Corpus,
+    Device,
+    DeviceMap,
+    Family,
+    Json,
+    Model,
+    Precision,
+    Quantize,
+    Resume,
+    Seed,
+    Words,
+    loaded,
+)
+from redraft.handover import commands as handover
 from redraft.options import ARGUMENTS, FIELDS, TrainCommand
 from redraft.printing import likelihood_rows, print_json, print_rows, print_table
 
@@ -63,7 +77,7 @@ class Commands(TyperGroup):
 def _recipes(incomplete: str) -> list[str]:
     from redraft.recipes import RECIPES
 
-    return [name for name in RECIPES if name.startswith(incomplete)]
+    return [name for name in (*RECIPES, "sft") if name.startswith(incomplete)]
 
 
 def _kinds(incomplete: str) -> list[str]:
@@ -88,15 +102,22 @@ def _root(ctx: typer.Context, version: Annotated[bool, typer.Option("--version",
 @app.command(cls=TrainCommand, options_metavar="[OPTIONS] [--FIELD VALUE ...]")
 def train(
     ctx: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="See: redraft list recipes.", autocompletion=_recipes)],
+    recipe: Annotated[str, typer.Argument(help="See: redraft list recipes; or sft.", autocompletion=_recipes)],
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE unless given.")] = None,
     data: Corpus = None,
     resume: Resume = False,
     seed: Annotated[int | None, typer.Option(help="Field train.seed.")] = None,
     as_json: Json = False,
 ) -> int:
-    """Train a model by a recipe. Any field of it is an option: --train.lr 3e-4 (see: redraft list fields)."""
+    """Train a model by a recipe. Any field of it is an option: --train.lr 3e-4 (see: redraft list fields).
+
+    sft fine-tunes one: redraft train sft --model MODEL --data CHAT.jsonl (see: redraft list sft).
+    """
     values = _fields(ctx, "seed", seed)
+    if recipe == "sft":
+        from redraft.finetuning import finetune
+
+        return _ended(ctx, finetune(data=data, out=out, resume=resume, overrides=values), as_json)
     from redraft.runs import train
 
     run = train(recipe, data=data, out=out, resume=resume, overrides=values)
@@ -122,7 +143,29 @@ def distil(
     return _ended(ctx, run, as_json)
 
 
-for _command in COMMANDS:
+@app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="A causal language model: a folder, or a Hugging Face id.")],
+    to: Annotated[str, typer.Option(help="masked, block or uniform: the noise, and what is read of it.")],
+    out: Annotated[Path, typer.Option(help="Folder to store the denoiser in.")],
+    block: Annotated[int | None, typer.Option(help="With --to block: positions of a block.")] = None,
+    shift: Annotated[bool, typer.Option("--shift", help="Logits stay those of the next token.")] = False,
+    mask_token: Annotated[str | None, typer.Option(help="A token to be the mask; one is added unless given.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ..; as config.json says unless given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a denoiser of a causal language model; train it on with --model.init."""
+    from redraft.conversion import convert
+
+    lm = convert(model, to=to, block=block, shift=shift, mask_token=mask_token, out=out, dtype=dtype)
+    found = {"out": str(out), "process": lm.process.to_dict(), "attention": lm.denoiser.facts.attention}
+    if as_json:
+        print_json(found)
+    else:
+        print_rows([("noise", lm.process.name), ("attention", str(found["attention"])), ("saved in", str(out))])
+
+
+for _command in (*COMMANDS, *chatting.COMMANDS, *handover.COMMANDS):
     app.command()(_command)
 
 
@@ -141,10 +184,13 @@ def evaluate(
     device: Device = None,
     tokenizer: Words = None,
     family: Family = None,
+    dtype: Precision = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
     as_json: Json = False,
 ) -> None:
     """Measure how likely a text is under a model: a bound with its error bar (95%)."""
-    lm = loaded(model, device, tokenizer, family)
+    lm = loaded(model, device, tokenizer, family, dtype, device_map, quantize)
     measure = partial(lm.evaluate, estimator=estimator, ode_steps=ode_steps, ode_probes=ode_probes)
     result = measure(data, draws=draws, rows=rows, seed=seed, text_field=text_field).to_dict()
     table = likelihood_rows(result)

@@ -12,13 +12,18 @@ from redraft.flags import (
     CacheName,
     Choices,
     Device,
+    DeviceMap,
     Family,
     Given,
     Grammar,
     Json,
+    Late,
     MinLength,
     Model,
     Num,
+    Precision,
+    PresetName,
+    Quantize,
     Refresh,
     Regex,
     Repetition,
@@ -47,19 +52,23 @@ from redraft.printing import replayed, write
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
-    length: Annotated[int | None, typer.Option(help="Tokens to write; to the end of the context unless given.")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens to write; as usual for the model, or to the end of its context.")
+    ] = None,
     stride: Annotated[
         int | None, typer.Option(help="Write on past the context, by a window that moves so far.")
     ] = None,
     grow: Annotated[bool, typer.Option("--grow", help="Write as much as the model wants, --length at most.")] = False,
+    preset: PresetName = None,
     steps: Steps = None,
     num: Num = 1,
     sampler: SamplerName = None,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 1.0,
+    temperature: Temperature = None,
+    top_p: TopP = None,
     top_k: TopK = 0,
     repetition: Repetition = 1.0,
     ban: Banned = None,
+    late: Late = None,
     stop: Stop = False,
     min_length: MinLength = 0,
     block: Block = None,
@@ -76,19 +85,22 @@ def generate(
     device: Device = None,
     tokenizer: Words = None,
     family: Family = None,
+    dtype: Precision = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
     show: Show = False,
     trace: Trace = None,
     svg: Svg = None,
     as_json: Json = False,
 ) -> None:
     """Write text, from nothing or after a prompt."""
-    lm = loaded(model, device, tokenizer, family)
+    lm = loaded(model, device, tokenizer, family, dtype, device_map, quantize)
     common = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "seed": seed}
     common |= {"given": given, "resample": resample}
     shape = {"top_k": top_k, "repetition": repetition, "stop": stop, "min_length": min_length}
-    common |= shaped(lm, ban, **shape, block=block, cache=cache, refresh=refresh)
+    common |= shaped(lm, ban, late, **shape, block=block, cache=cache, refresh=refresh)
     common |= constrained(lm, regex, json_schema, choice, grammar)
-    draw = partial(lm.generate, prompt, length=length, stride=stride, grow=grow, **common)
+    draw = partial(lm.generate, prompt, length=length, stride=stride, grow=grow, preset=preset, **common)
     write(lm, draw, select, show, trace, svg, as_json)
 
 
@@ -100,11 +112,12 @@ def infill(
     steps: Steps = None,
     num: Num = 1,
     sampler: SamplerName = None,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 1.0,
+    temperature: Temperature = None,
+    top_p: TopP = None,
     top_k: TopK = 0,
     repetition: Repetition = 1.0,
     ban: Banned = None,
+    late: Late = None,
     stop: Stop = False,
     min_length: MinLength = 0,
     block: Block = None,
@@ -121,17 +134,20 @@ def infill(
     device: Device = None,
     tokenizer: Words = None,
     family: Family = None,
+    dtype: Precision = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
     show: Show = False,
     trace: Trace = None,
     svg: Svg = None,
     as_json: Json = False,
 ) -> None:
     """Fill the gaps of a text, "The [MASK:3] of France"; a backslash before [MASK] makes it text."""
-    lm = loaded(model, device, tokenizer, family)
+    lm = loaded(model, device, tokenizer, family, dtype, device_map, quantize)
     common = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "seed": seed}
     common |= {"given": given, "resample": resample}
     shape = {"top_k": top_k, "repetition": repetition, "stop": stop, "min_length": min_length}
-    common |= shaped(lm, ban, **shape, block=block, cache=cache, refresh=refresh)
+    common |= shaped(lm, ban, late, **shape, block=block, cache=cache, refresh=refresh)
     common |= constrained(lm, regex, json_schema, choice, grammar)
     write(lm, partial(lm.infill, text, **common), select, show, trace, svg, as_json)
 
@@ -148,8 +164,8 @@ def edit(
     steps: Steps = None,
     num: Num = 1,
     sampler: SamplerName = None,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 1.0,
+    temperature: Temperature = None,
+    top_p: TopP = None,
     top_k: TopK = 0,
     repetition: Repetition = 1.0,
     ban: Banned = None,
@@ -158,13 +174,16 @@ def edit(
     device: Device = None,
     tokenizer: Words = None,
     family: Family = None,
+    dtype: Precision = None,
+    device_map: DeviceMap = None,
+    quantize: Quantize = None,
     show: Show = False,
     trace: Trace = None,
     svg: Svg = None,
     as_json: Json = False,
 ) -> None:
     """Redraft a text: noise it to t = strength, and denoise it from there."""
-    lm = loaded(model, device, tokenizer, family)
+    lm = loaded(model, device, tokenizer, family, dtype, device_map, quantize)
     common = {"num": num, "steps": steps, "sampler": sampler, "temperature": temperature, "top_p": top_p, "seed": seed}
     common |= shaped(lm, ban, top_k=top_k, repetition=repetition)
     where = {"span": passages(span), "doubt": doubt, "below": below}

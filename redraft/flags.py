@@ -19,17 +19,24 @@ Words = Annotated[
     str | None, typer.Option("--tokenizer", help="Released checkpoints: another tokenizer's folder or id.")
 ]
 Family = Annotated[str | None, typer.Option(help="Released checkpoints that do not tell. See: redraft list families.")]
+Precision = Annotated[str | None, typer.Option("--dtype", help="bfloat16, float32, ...; as stored unless given.")]
+DeviceMap = Annotated[str | None, typer.Option("--device-map", help="Released checkpoints: auto, on several devices.")]
+Quantize = Annotated[str | None, typer.Option(help="Released checkpoints: keep weights as int8 or nf4 (4 bits).")]
 
 # -------------------------------------------------------------------------------------------- how texts are written
 
 Num = Annotated[int, typer.Option(help="Texts to draw.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps; the sampler's default unless given.")]
 SamplerName = Annotated[str | None, typer.Option("--sampler", help="See: redraft list samplers.")]
-Temperature = Annotated[float, typer.Option(help="Below 1 sharpens; 0 takes the likeliest.")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share of the mass.")]
+Temperature = Annotated[float | None, typer.Option(help="Below 1 sharpens, 0 takes the likeliest; 1 or as usual.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that hold this share of the mass.")]
 TopK = Annotated[int, typer.Option(help="Draw from so many of the likeliest tokens; 0 is all.")]
+PresetName = Annotated[
+    str | None, typer.Option("--preset", help="As its authors write with a model. See: redraft list presets.")
+]
 Repetition = Annotated[float, typer.Option(help="Above 1 makes tokens that stand there already less likely.")]
 Banned = Annotated[list[str] | None, typer.Option("--ban", help="A token never to write; may be given again.")]
+Late = Annotated[list[str] | None, typer.Option("--late", help="A token to write last; may be given again.")]
 Stop = Annotated[bool, typer.Option("--stop", help="End a text at the tokenizer's end of text.")]
 MinLength = Annotated[int, typer.Option(help="With --stop: no end before so many tokens.")]
 Block = Annotated[int | None, typer.Option(help="Write so many positions at a time, from left to right.")]
@@ -54,11 +61,12 @@ Trace = Annotated[Path | None, typer.Option(help="Save every step as .json (see:
 Svg = Annotated[Path | None, typer.Option(help="Save the drafts of the first text as a picture.")]
 
 
-def shaped(lm: "LM", banned: Sequence[str] | None, **options: Any) -> dict[str, Any]:
+def shaped(lm: "LM", banned: Sequence[str] | None, late: Sequence[str] | None = None, **options: Any) -> dict[str, Any]:
     """Options of ``sample`` without those that ask for nothing, which not every way to write takes."""
     idle: dict[str, Any] = {"top_k": 0, "repetition": 1.0, "stop": False, "min_length": 0}
     found = {name: value for name, value in options.items() if value is not None and value != idle.get(name)}
-    return found | ({"banned": [lm.tokenizer.token(one) for one in banned]} if banned else {})
+    tokens = {"banned": banned, "late": late}
+    return found | {name: [lm.tokenizer.token(one) for one in ids] for name, ids in tokens.items() if ids}
 
 
 def constrained(
@@ -94,15 +102,19 @@ def passages(spans: Sequence[str] | None) -> list[tuple[int, int]] | None:
     return found or None
 
 
-def loaded(model: str, device: str | None, tokenizer: str | None = None, family: str | None = None) -> "LM":
+def loaded(
+    model: str,
+    device: str | None,
+    tokenizer: str | None = None,
+    family: str | None = None,
+    dtype: str | None = None,
+    device_map: str | None = None,
+    quantize: str | None = None,
+) -> "LM":
     """The model of a folder or a name. Errors: ``ValueError`` for a device that is not to be had."""
-    import torch
-
+    from redraft.models.placement import to_be_had
     from redraft.runs import load
 
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"device {device!r} is not to be had ({reason}); leave it out") from None
-    return load(model, device, tokenizer=tokenizer, family=family)
+    to_be_had(device)
+    how: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "quantize": quantize}
+    return load(model, device, tokenizer=tokenizer, family=family, **how)

@@ -1,5 +1,6 @@
 """What is asked of a language model when it writes, which rows that makes, and the texts that come of it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from redraft.evaluation import mbr, variety
 from redraft.evaluation.mbr import Choice, Gain
+from redraft.processes import Denoiser, Process
 from redraft.randomness import derive
-from redraft.sampling import Callback, Samples
-from redraft.sampling.doubt import POSITIONS_AT_ONCE
+from redraft.sampling import Callback, Cost, Samples
+from redraft.sampling.doubt import POSITIONS_AT_ONCE, alone, doubted
 from redraft.sampling.lengths import Tried
 from redraft.sampling.request import Writing
+from redraft.sampling.stages import Shaping
 from redraft.sampling.steps import joined
 
 Row = Sequence[int | None]
@@ -55,7 +58,8 @@ class Generation:
 
     ``choice`` says how the text came to be selected, if it was (``select``); what it cost is then the cost of all.
     ``lengths`` are those that were tried of spans of unknown length, and ``tried`` what came of it, for each text.
-    ``doubt``: what the model thought of the text that is redrafted, if it was asked.
+    ``doubt``: what the model thought of the text that is redrafted, if it was asked. Of a conversation the texts are
+    answers alone, and ``dropped`` is how many of its exchanges were left out for want of room.
     """
 
     texts: list[str]
@@ -64,6 +68,7 @@ class Generation:
     lengths: list[tuple[int, ...]] | None = None
     tried: list[Tried] | None = None
     doubt: Doubt | None = None
+    dropped: int | None = None
 
     @property
     def text(self) -> str:
@@ -99,7 +104,8 @@ class Generation:
         cache was used; and how varied the rows are.
 
         Of a selected text also ``choice``: its index, mean gain, and the number it was chosen from. Of tried lengths
-        each sample has its own ``lengths`` and ``scores``, one for each of ``tried``. Of a doubted text ``doubt``.
+        each sample has its own ``lengths`` and ``scores``, one for each of ``tried``. Of a doubted text ``doubt``, of
+        answers ``dropped``.
         """
         pairs = zip(self.texts, self.samples.seeds, strict=True)
         rows: list[dict[str, Any]] = [{"text": text, "seed": seed} for text, seed in pairs]
@@ -111,6 +117,7 @@ class Generation:
         for name in ("choice", "doubt"):
             if (value := getattr(self, name)) is not None:
                 more[name] = asdict(value)
+        more |= {} if self.dropped is None else {"dropped": self.dropped}
         return {
             "samples": rows,
             "nfe": self.samples.nfe,
@@ -122,10 +129,68 @@ class Generation:
         }
 
 
+def filled(options: Options, usual: Mapping[str, Any]) -> Options:
+    """``options`` where they say something, and what is ``usual`` where they do not; the length apart."""
+    given = {name: value for name, value in options.items() if value is not None}
+    both: Any = {name: value for name, value in usual.items() if name != "length"} | given
+    return both
+
+
 def canvas_of(row: Row) -> tuple[Tensor, Tensor]:
     """Ids (L,), and which of them are given (L,)."""
     canvas = torch.tensor([0 if token is None else token for token in row])
     return canvas, torch.tensor([token is not None for token in row])
+
+
+def only(options: Options, mode: str, *more: str) -> dict[str, Any]:
+    """Those of the options that hold where lengths change, ``mode`` says how. Errors: ``ValueError`` for others."""
+    known = (*WHICH, *Shaping.__annotations__, "callback", *more)
+    for name, value in options.items():
+        if name not in known and value not in (None, False, 0):
+            raise ValueError(f"{name}={value!r} with {mode}: it is of texts whose length is known; leave it out")
+    return {name: value for name, value in options.items() if name in known[len(WHICH) :] and value is not None}
+
+
+def paired(
+    prompts: list[list[int]], length: int | Sequence[int] | None
+) -> tuple[list[list[int]], list[int] | list[int | None]]:
+    """A prompt and a length for each text. Errors: ``ValueError`` where neither is one for all others."""
+    lengths = [length] if length is None or isinstance(length, int) else list(length)
+    asked = max(len(prompts), len(lengths))
+    if not {len(prompts), len(lengths)} <= {1, asked}:
+        raise ValueError(f"{len(prompts)} prompts and {len(lengths)} lengths: pass one for all, or one for each")
+    return prompts * asked if len(prompts) == 1 else prompts, lengths * asked if len(lengths) == 1 else lengths
+
+
+def room(context: int, ids: Row, length: int | None, most: int | None = None, window: bool = False) -> int:
+    """How many tokens to write after a prompt in so long a ``context``, or through a ``window`` of it.
+
+    What there is room for unless a ``length`` is given, and ``most`` at most. Errors: ``ValueError`` for a length that
+    does not fit.
+    """
+    left = context - len(ids)
+    if length is None:
+        length = left if most is None else most if window else min(most, left)
+    if length < 1 or (not window and length > left):
+        raise ValueError(
+            f"a prompt of {len(ids)} tokens and {length} to write do not fit the {context} positions trained on: pass "
+            f"length from 1 to {left}, a shorter prompt, or a stride"
+        )
+    return length
+
+
+def doubts(
+    process: Process, denoiser: Denoiser, ids: Tensor, among: Tensor, share: float | None, below: float | None
+) -> tuple[Tensor, Doubt, Cost]:
+    """What is to be redrafted of a text, (L,) bool; nothing is asked where that is nothing in any case."""
+    logp, cost = torch.full(ids.shape, torch.nan, dtype=torch.float64), Cost(of_rows=[0])
+    chosen = doubted(logp, among, share, below)  # a mistake is one there too
+    if share != 0 and below != 0:
+        logp, cost = alone(process, denoiser, ids, among)
+        logp = logp.cpu()
+        chosen = doubted(logp, among, share, below)
+    told = [None if math.isnan(value) else value for value in logp.tolist()]
+    return chosen, Doubt(told, chosen.tolist()), cost
 
 
 def numbered(options: Options, rows: int) -> tuple[list[int], list[int]]:

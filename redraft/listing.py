@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
@@ -60,6 +60,15 @@ def _samplers() -> list[Entry]:
     ]
 
 
+def _presets() -> list[Entry]:
+    from redraft.presets import PRESETS
+
+    def said(options: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name}={value}" for name, value in options.items())
+
+    return [{"name": name, "options": said(one.options), "description": one.source} for name, one in PRESETS.items()]
+
+
 def _revisions() -> list[Entry]:
     from redraft.sampling.samplers import REVISIONS
 
@@ -109,18 +118,27 @@ def _dglm() -> list[Entry]:
     return [entry for entry in _leaves(DGLMConfig, "") if entry["name"] != "recipe"]
 
 
-def _leaves(cls: Any, prefix: str) -> list[Entry]:
-    """The leaf fields below a configuration class: dotted name, default, the choice if it is one, documentation."""
-    notes = _attribute_docs(cls)
+def _sft() -> list[Entry]:
+    from redraft.recipes.finetune import Finetune
+
+    return [entry for entry in _leaves(Finetune, "", Finetune()) if entry["name"] != "recipe"]
+
+
+def _leaves(cls: Any, prefix: str, usual: Any = None) -> list[Entry]:
+    """The leaf fields below a configuration class: dotted name, default, the choice if it is one, documentation.
+
+    Defaults are those of ``usual``, an object of the class, or of the class itself.
+    """
+    notes, usual = _attribute_docs(cls), cls() if usual is None else usual
     leaves: list[Entry] = []
     for field in fields(cls):
         if is_dataclass(field.type):
-            leaves += _leaves(field.type, f"{prefix}{field.name}.")
+            leaves += _leaves(field.type, f"{prefix}{field.name}.", getattr(usual, field.name))
             continue
         choice = " | ".join(get_args(field.type)) + ". " if get_origin(field.type) is Literal else ""
         description = choice + first_line(notes.get(field.name, ""))
         leaves.append(
-            {"name": prefix + field.name, "default": getattr(cls(), field.name), "description": description.strip()}
+            {"name": prefix + field.name, "default": getattr(usual, field.name), "description": description.strip()}
         )
     return leaves
 
@@ -143,11 +161,13 @@ KINDS: dict[str, Callable[[], list[Entry]]] = {
     "gammas": _gammas,
     "objectives": _objectives,
     "samplers": _samplers,
+    "presets": _presets,
     "revisions": _revisions,
     "families": _families,
     "corpora": _corpora,
     "tokenizers": _tokenizers,
     "studies": _studies,
     "fields": _fields,
+    "sft": _sft,
     "dglm": _dglm,
 }

@@ -1,7 +1,6 @@
 """A language model one can talk to: process, denoiser and tokenizer together, whatever the family."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,19 +9,34 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from redraft import answering, presets, publishing
 from redraft.data import Tokenizer, load_text
-from redraft.evaluation import Likelihood, likelihood
-from redraft.generation import WHICH, Doubt, Generation, Options, Row, canvas_of, in_parts, numbered
+from redraft.data.chat import Message
+from redraft.evaluation import AnswerScore, Likelihood, answers, likelihood
+from redraft.generation import (
+    WHICH,
+    Generation,
+    Options,
+    Row,
+    canvas_of,
+    doubts,
+    filled,
+    in_parts,
+    numbered,
+    only,
+    paired,
+    room,
+)
 from redraft.models import Transformer, folder, released
 from redraft.models.families.base import Released
+from redraft.models.placement import DeviceMap, precision
 from redraft.processes import Process, absorbing
 from redraft.processes.base import device_of
 from redraft.randomness import Device
-from redraft.sampling import Cost, Samples, sample, semi_autoregressive
-from redraft.sampling.doubt import alone, doubted
+from redraft.sampling import Cost, Samples, sample, samplers, semi_autoregressive
+from redraft.sampling.contract import proposes
 from redraft.sampling.growth import Elastic, Growth, elastic, grown
 from redraft.sampling.lengths import best_of, scoring
-from redraft.sampling.stages import Shaping
 from redraft.sampling.steps import joined
 
 
@@ -32,6 +46,8 @@ class LM:
     def __init__(self, denoiser: Transformer | Released, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
         self.denoiser, self.tokenizer, self.about = denoiser, tokenizer, about
         self.context: int = about["context"]
+        self.results: dict[str, Any] = {}
+        """What results.json of its run says, likelihood and machine; nothing of a model that no run left."""
 
     @classmethod
     def load(
@@ -39,42 +55,58 @@ class LM:
         path: str | Path,
         device: Device = None,
         *,
+        dtype: torch.dtype | str | None = None,
+        device_map: DeviceMap | None = None,
+        quantize: str | None = None,
         tokenizer: str | Tokenizer | None = None,
         family: str | None = None,
         repository: str = "",
     ) -> "LM":
         """The model in a folder: one of ours, or a released checkpoint (``redraft.models.released.load``).
 
-        Errors: ``ValueError`` naming what is missing, damaged or does not fit, and for a ``tokenizer`` or ``family``
-        where the folder says both.
+        Errors: ``ValueError`` naming what is missing, damaged or does not fit, and for options of released ones alone
+        where the folder is ours.
         """
+        only: dict[str, Any] = {"tokenizer": tokenizer, "family": family}
+        only |= {"device_map": device_map, "quantize": quantize}
         if not folder.is_ours(folder.read_config(Path(path))):
-            found = released.load(path, device, tokenizer=tokenizer, family=family, repository=repository)
-            return cls(*found)
-        for name, value in (("tokenizer", tokenizer), ("family", family)):
+            lm = cls(*released.load(path, device, dtype=dtype, repository=repository, **only))
+            lm.results = publishing.results_beside(Path(path))
+            return lm
+        for name, value in only.items():
             if value is not None:
-                raise ValueError(
-                    f"{name}={value!r}: {path} is a model of redraft's own and says it itself; leave it out"
-                )
-        denoiser, about = folder.load(path, device)
+                raise ValueError(f"{name}={value!r}: {path} is a model of redraft's own, without choice; leave it out")
+        denoiser, about = folder.load(path, device, precision(dtype))
         words = Tokenizer.load(path)
         K = denoiser.config.process["K"]
         if words.K != K:
             raise ValueError(f"{path}: the tokenizer has {words.K} tokens, the model {K}; they are not a pair")
         if not isinstance(about.get("context"), int):
             raise ValueError(f"{path}: config.json is damaged, it says nothing of about.context; copy the folder again")
-        return cls(denoiser, words, about)
+        lm = cls(denoiser, words, about)
+        lm.results = publishing.results_of(Path(path))
+        return lm
 
     @property
     def process(self) -> Process:
         return self.denoiser.process
 
     @property
+    def _decoding(self) -> Mapping[str, Any]:
+        """How the model's authors write with it, if its family says so."""
+        return self.about.get("decoding", {})
+
+    @property
     def device(self) -> torch.device:
         return device_of(self.denoiser)
 
+    @property
+    def eos_id(self) -> int | None:
+        """The id that ends a text: what config.json says it is, or else the tokenizer; None where neither does."""
+        return self.tokenizer.eos_id if (eos := self.denoiser.facts.eos_id) is None else eos
+
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; text that spells a special token is text."""
+        """Ids of a text; text that spells a special token is text. Errors: ``ValueError``, see ``Tokenizer.encode``."""
         return self.tokenizer.encode(text, pad=False)
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
@@ -88,27 +120,29 @@ class LM:
         length: int | Sequence[int] | None = None,
         stride: int | None = None,
         grow: bool | Growth = False,
+        preset: str | None = None,
         **options: Unpack[Options],
     ) -> Generation:
         """Continue ``prompt`` by ``length`` tokens (to the end of the trained context unless given).
+
+        ``preset`` names how the authors of a model write with it (``redraft.presets``); a released checkpoint is
+        written as its family's are unless another is named. What is passed here goes before either.
 
         Either may be a list, a row for each, and ``num`` texts are written of each, one after the other; the options
         are those of ``sample``. With ``stride`` a text may be longer than the context: it is written through a window
         of that size, which moves on by so many tokens (``semi_autoregressive``). With ``grow`` a text is as long as the
         model wants, ``length`` at most: it grows until the model sees its end (``growth.Growth``, DAEDAL).
 
-        Errors: ``ValueError`` when prompt and length exceed the context and there is no stride, for options that
-        clash.
+        Errors: ``ValueError`` when prompt and length exceed the context and there is no stride, for an unknown preset,
+        for options that clash.
         """
         self._refuse_strength(options)
-        prompts = [self.encode(one) for one in ([prompt] if isinstance(prompt, str) else prompt)]
-        lengths = [length] if length is None or isinstance(length, int) else list(length)
-        asked = max(len(prompts), len(lengths))
-        if not {len(prompts), len(lengths)} <= {1, asked}:
-            raise ValueError(f"{len(prompts)} prompts and {len(lengths)} lengths: pass one for all, or one for each")
-        prompts = prompts * asked if len(prompts) == 1 else prompts
-        lengths = lengths * asked if len(lengths) == 1 else lengths
-        wanted = [self._room(*one, stride) for one in zip(prompts, lengths, strict=True)]
+        kept = presets.GROWING if grow is not False else presets.SLIDING if stride is not None else None
+        usual = presets.usual(self._decoding, preset, self.tokenizer, kept)
+        options, most = filled(options, usual), usual.get("length")
+        told = [self.encode(one) for one in ([prompt] if isinstance(prompt, str) else prompt)]
+        prompts, lengths = paired(told, length)
+        wanted = [room(self.context, *one, most, stride is not None) for one in zip(prompts, lengths, strict=True)]
         if grow is not False and stride is not None:
             raise ValueError(f"stride={stride} with grow: a text grows within the context; leave one out")
         if grow is not False:
@@ -118,9 +152,34 @@ class LM:
             return self._read(self._write(rows, options))
         return self._slide(prompts, wanted, stride, options)
 
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        length: int | None = None,
+        template: str | None = None,
+        turn: str | None = None,
+        preset: str | None = None,
+        **options: Unpack[Options],
+    ) -> Generation:
+        """Answer a conversation, ``[{"role": "user", "content": "Hello"}]``; roles are system, user and assistant.
+
+        ``text`` is the answer alone, of ``length`` tokens at most (unless given, as usual or 128, and at most half the
+        context), up to its ``turn``, a token. It is asked for by the chat ``template``, Jinja or "plain": the model's
+        own unless given. Where there is no room the oldest exchanges are left out, never the system's messages, and
+        ``dropped`` says how many. What messages spell is text. ``preset`` and the options are those of ``generate``.
+
+        Errors: ``ValueError`` for a model without template, what is no conversation, a last message without room.
+        """
+        self._refuse_strength(options)
+        usual = presets.usual(self._decoding, preset, self.tokenizer)
+        told = answering.speaks(self.tokenizer, self.about, template, turn)
+        asked = answering.asked(told, messages, self.context, length, options, usual)
+        return asked.read(self._write([asked.row], asked.options), self.decode)
+
     def _grow(self, prompts: list[list[int]], wanted: list[int], how: Growth, options: Options) -> Generation:
         """Prompts continued by as much as the model wants, at most what is ``wanted``."""
-        common = self._only(options, "grow", "stop") | {"stop": self._stop(options.get("stop", True))}
+        common = only(options, "grow", "stop") | {"device": self.device, "stop": self._stop(options.get("stop", True))}
         own, seeds = numbered(options, len(prompts))
         parts = {"prompt": [prompts[row] for row in own], "length": [wanted[row] for row in own], "seeds": seeds}
         widths = [len(prompts[row]) + wanted[row] for row in own]
@@ -153,6 +212,10 @@ class LM:
         """
         self._refuse_strength(options)
         rows = self.tokenizer.encode_templates(text)
+        usual = presets.usual(self._decoding, None, self.tokenizer, presets.GAPS)
+        if (marks is not None or len(rows) > 1) and not proposes(samplers.get(usual.get("sampler", "low_confidence"))):
+            del usual["sampler"]
+        options = filled(options, usual)
         for row in rows.values():
             if len(row) > self.context:
                 raise ValueError(f"the text has {len(row)} tokens, the model was trained on {self.context}: shorten it")
@@ -197,6 +260,7 @@ class LM:
         Errors: ``ValueError`` for an empty text or one longer than the trained context, a strength outside [0, 1], a
         model that writes in one order only, a span outside the text.
         """
+        options = filled(options, presets.usual(self._decoding, None, self.tokenizer, presets.GAPS))
         passages: Any = [(0, len(text))] if span is None else [span] if span and isinstance(span[0], int) else span
         ids, inside = self.tokenizer.encode_passages(text, passages) if text else ([], [])
         if not 1 <= len(ids) <= self.context:
@@ -209,7 +273,7 @@ class LM:
         thought, cost = None, Cost(of_rows=[0])
         if doubt is not None or below is not None:
             strength = (1.0 if absorbing(self.process) else 0.5) if strength is None else strength
-            free, thought, cost = self._doubted(canvas, free, doubt, below if strength else 0.0)
+            free, thought, cost = doubts(self.process, self.denoiser, canvas, free, doubt, below if strength else 0.0)
         strength = (0.5 if strength is None else strength) if bool(free.any()) else 0.0
         _, seeds = numbered(options, 1)
         parts = {"canvas": [canvas] * len(seeds), "frozen": [~free] * len(seeds), "seeds": seeds}
@@ -222,37 +286,14 @@ class LM:
         if "strength" in options:
             raise ValueError(f"strength={options['strength']} is of redrafting a text that is there: use edit")
 
-    def _room(self, ids: list[int], length: int | None, stride: int | None) -> int:
-        """How many tokens to write after a prompt."""
-        length = self.context - len(ids) if length is None else length
-        if length < 1 or (stride is None and length > self.context - len(ids)):
-            raise ValueError(
-                f"a prompt of {len(ids)} tokens and {length} to write do not fit the {self.context} positions trained "
-                f"on: pass length from 1 to {self.context - len(ids)}, a shorter prompt, or a stride"
-            )
-        return length
-
     def _stretch(self, row: Row, marks: Elastic, options: Options) -> Generation:
         """Fill a canvas whose length the model changes, as far as the context has room."""
         marks = replace(marks, budget=min(marks.budget, self.context - len(row)))
-        common, (_, seeds) = self._only(options, "marks", "sampler"), numbered(options, 1)
+        common, (_, seeds) = only(options, "marks", "sampler") | {"device": self.device}, numbered(options, 1)
         canvas, frozen = canvas_of(row)
         parts = {"canvas": [canvas] * len(seeds), "frozen": [frozen] * len(seeds), "seeds": seeds}
         write = partial(elastic, self.process, self.denoiser, marks=marks)
         return self._read(in_parts(write, [len(row) + marks.budget] * len(seeds), common, parts))
-
-    def _doubted(
-        self, ids: Tensor, among: Tensor, share: float | None, below: float | None
-    ) -> tuple[Tensor, Doubt, Cost]:
-        """What is to be redrafted of a text, (L,) bool; nothing is asked where that is nothing in any case."""
-        logp, cost = torch.full(ids.shape, torch.nan, dtype=torch.float64), Cost(of_rows=[0])
-        chosen = doubted(logp, among, share, below)  # a mistake is one there too
-        if share != 0 and below != 0:
-            logp, cost = alone(self.process, self.denoiser, ids, among, device=self.device)
-            logp = logp.cpu()
-            chosen = doubted(logp, among, share, below)
-        told = [None if math.isnan(value) else value for value in logp.tolist()]
-        return chosen, Doubt(told, chosen.tolist()), cost
 
     def _write(self, rows: Sequence[Row], options: Options) -> Samples:
         """Draw texts of canvases, None where they are free."""
@@ -263,29 +304,18 @@ class LM:
         return in_parts(write, [len(rows[row]) for row in own], self._common(options), parts)
 
     def _stop(self, stop: bool | int) -> int:
-        """The id that ends a text. Errors: ``ValueError`` for a tokenizer without one."""
+        """The id that ends a text. Errors: ``ValueError`` for a model without one."""
         if not isinstance(stop, bool):
             return stop
-        if self.tokenizer.eos_id is None:
-            raise ValueError("stop=True with a tokenizer that has no end of text: pass the id of a token")
-        return self.tokenizer.eos_id
+        if self.eos_id is None:
+            raise ValueError("stop=True with a model that has no end of text: pass the id of a token")
+        return self.eos_id
 
     def _common(self, options: Options) -> dict[str, Any]:
         """The options as ``sample`` takes them, but which texts."""
         common: dict[str, Any] = {name: value for name, value in options.items() if name not in WHICH}
-        stop = common.pop("stop", False)
-        common |= {} if stop is False else {"stop": self._stop(stop)}
-        return common | {"device": self.device}
-
-    def _only(self, options: Options, mode: str, *more: str) -> dict[str, Any]:
-        """Those of the options that hold where lengths change. Errors: ``ValueError`` for others."""
-        asked = {name: value for name, value in options.items() if name not in WHICH}
-        known = (*Shaping.__annotations__, "callback", *more)
-        for name, value in asked.items():
-            if name not in known and value not in (None, False, 0):
-                raise ValueError(f"{name}={value!r} with {mode}: it is of texts whose length is known; leave it out")
-        common = {name: value for name, value in asked.items() if name in known and value is not None}
-        return common | {"device": self.device}
+        ends = {} if (stop := common.pop("stop", False)) is False else {"stop": self._stop(stop)}
+        return common | ends | {"device": self.device}
 
     def _read(self, samples: Samples) -> Generation:
         rows = zip(samples.tokens, samples.lengths, strict=True)
@@ -305,18 +335,28 @@ class LM:
     ) -> Likelihood:
         """The bound on a text (file, folder, embedded corpus), in rows of the trained context; see ``likelihood``."""
         packed = load_text(source, self.tokenizer, self.context, text_field, self.about.get("isolate_documents", False))
-        return likelihood(
-            self.denoiser,
-            self.process,
-            packed,
-            draws=draws,
-            rows=rows,
-            seed=seed,
-            device=self.device,
-            estimator=estimator,
-            ode_steps=ode_steps,
-            ode_probes=ode_probes,
-        )
+        asked: dict[str, Any] = {"draws": draws, "rows": rows, "seed": seed, "device": self.device}
+        asked |= {"estimator": estimator, "ode_steps": ode_steps, "ode_probes": ode_probes}
+        return likelihood(self.denoiser, self.process, packed, **asked)
+
+    def score(
+        self,
+        prompt: str,
+        answer: str,
+        *,
+        draws: int = 128,
+        estimator: str = "bound",
+        weight: float = 1.0,
+        seed: int = 0,
+    ) -> AnswerScore:
+        """log p of ``answer`` after ``prompt``, nats, with its standard error; of masked models (``answers.score``).
+
+        They are encoded as one text, and blanks that the prompt ends with count to the answer. ``estimator``: one of
+        ``answers.ESTIMATORS``. Errors: ``ValueError`` for texts longer than the context, and those of ``score``.
+        """
+        start, rest = answers.split(self.tokenizer, prompt, answer, self.context)
+        options: dict[str, Any] = {"draws": draws, "estimator": estimator, "weight": weight, "seed": seed}
+        return answers.score(self.process, self.denoiser, start, rest, **options)
 
     def save(self, path: str | Path) -> None:
         """Store the model as a folder that ``LM.load`` reads, in the layout it came in.
@@ -327,3 +367,34 @@ class LM:
             folder.save(path, self.denoiser.config, self.denoiser.state_dict(), self.tokenizer, self.about)
         else:
             released.save(path, self.denoiser, self.tokenizer, self.about)
+
+    def save_pretrained(
+        self, path: str | Path, *, name: str = publishing.PLACE, **told: Unpack[publishing.CardFields]
+    ) -> None:
+        """``save``, with a model card: README.md, filled with what is known (``publishing.card``).
+
+        ``name``: how the card says to load it. Of files and folders of this machine that a recipe names, only their
+        own names are stored. Errors: ``ValueError`` for a field that a card does not have.
+        """
+        about, results = publishing.portable(self.about), publishing.portable(self.results)
+        written = publishing.card(self.denoiser, self.tokenizer, about, results, told, name)
+        LM(self.denoiser, self.tokenizer, about).save(path)
+        publishing.store(Path(path), written, results)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        **told: Unpack[publishing.CardFields],
+    ) -> str:
+        """Upload what ``save_pretrained`` writes to ``owner/name``, made if need be; the URL of the commit.
+
+        ``private`` is what the Hub's settings say unless given; ``revision`` a branch; ``token`` the one this machine
+        is logged in by unless given. Errors: ``ValueError``, see ``publishing.upload``; nothing is left on this
+        machine.
+        """
+        write = partial(self.save_pretrained, name=repo_id, **told)
+        return publishing.upload(write, repo_id, private=private, revision=revision, token=token)

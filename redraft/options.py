@@ -17,7 +17,10 @@ class TrainCommand(TyperCommand):
         own = [name for parameter in self.get_params(ctx) for name in parameter.opts if name.startswith("-")]
         ctx.meta[ARGUMENTS] = list(args)
         if not ctx.resilient_parsing:  # which is a shell asking for completions
-            args, ctx.meta[FIELDS] = split_fields(args, own, self.known, self.listed)
+            flags = [name for one in self.get_params(ctx) if getattr(one, "is_flag", False) for name in one.opts]
+            tuning = ctx.info_name == "train" and argument(args, flags) == "sft"
+            fields = (finetune_fields, "sft") if tuning else (self.known, self.listed)
+            args, ctx.meta[FIELDS] = split_fields(args, own, *fields)
         return super().parse_args(ctx, args)
 
     listed = "fields"
@@ -33,6 +36,25 @@ def recipe_fields() -> list[str]:
     from redraft.recipes import Config, field_names
 
     return field_names(Config)
+
+
+def finetune_fields() -> list[str]:
+    """The dotted names of all fields of a ``recipes.finetune.Finetune``."""
+    from redraft.recipes import field_names
+    from redraft.recipes.finetune import Finetune
+
+    return field_names(Finetune)
+
+
+def argument(args: Sequence[str], flags: Sequence[str]) -> str | None:
+    """The first of ``args`` that is no option, nor the value of one; ``flags`` are options without a value."""
+    remaining = iter(args)
+    for arg in remaining:
+        if not arg.startswith("--"):
+            return arg
+        if "=" not in arg and arg not in flags:
+            next(remaining, None)
+    return None
 
 
 def split_fields(

@@ -12,24 +12,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from redraft import objectives, processes, recipes, schedules
+from redraft import continuation, objectives, processes, recipes, schedules
+from redraft.continuation import Network
 from redraft.data import Data, Packed, Tokenizer, load_data
+from redraft.data.packing import without_first_tokens
 from redraft.evaluation import Likelihood, likelihood
 from redraft.files import write_text
 from redraft.lm import LM
 from redraft.models import Transformer, TransformerConfig, folder
 from redraft.models.embeddings import token_embedding
-from redraft.processes import Process
+from redraft.models.hub import fetched, parted
+from redraft.models.placement import DeviceMap
+from redraft.processes import Process, absorbing
+from redraft.processes.base import device_of
 from redraft.processes.codebooks import bits, filled, unit_vectors
 from redraft.processes.d3pm import NEIGHBOURS, USUAL, nearest, spelling
 from redraft.processes.per_token import frequency_scores, usual_exponents
+from redraft.publishing import RESULTS
 from redraft.randomness import Device, derive, generator
 from redraft.recipes import Config, ProcessConfig
 from redraft.sampling import sample
 from redraft.training import Hooks, fit, parallel
 from redraft.training.loop import starting_point
 
-RESULTS = "results.json"
 _WEIGHTS, _CODEBOOK, _SCHEDULE = 0, 1, 2
 """What a run's seed draws before its first step."""
 READ = {
@@ -93,25 +98,36 @@ def train(
     starting_point(out, resume)
     with parallel.world() as world:
         started = time.time()
-        init = config.model.init
-        corpus = load_data(config.data, None if init is None else Tokenizer.load(init))
-        process, model = build(config, corpus.tokenizer, corpus.train)
+        init, given = config.model.init, continuation.network(config)
+        if given is not None:
+            config = continuation.settled(config, given)
+        words = None if init is None else Tokenizer.load(init) if given is None else given.tokenizer
+        corpus = load_data(config.data, words)
+        process, model = build(config, corpus.tokenizer, corpus.train, given)
+        dtype = next(model.parameters()).dtype
         objective = objectives.get(config.objective, **asdict(config.loss))
+        if config.model.anneal is not None:
+            objective = objectives.annealed(objective, config.model.anneal, config.train.seed, config.train.steps)
         hooks = Hooks(validate=_validation(config, corpus.held_out), sample=_sampling(config, corpus.tokenizer))
-        ended = fit(config, model, process, objective, corpus.train, hooks, out, resume)
-        about = {"context": config.data.length, "recipe": recipes.to_dict(config), "data": corpus.description}
+        rows = without_first_tokens(corpus.train) if model.facts.shifted else corpus.train
+        ended = fit(config, model, process, objective, rows, hooks, out, resume)
+        about: dict[str, Any] = {"context": config.data.length, "data": corpus.description}
         about["isolate_documents"] = config.data.isolate_documents
         if not world.main:
             return Run(None, None, ended.stopped, ended.step, out)
         # the trained one may be sharded over processes: what is kept is a whole one
-        whole = Transformer.empty(model.config)
-        whole.load_state_dict(ended.weights, assign=True)
-        lm = LM(whole.to(world.device).eval(), corpus.tokenizer, about)
+        if isinstance(model, Transformer):
+            whole = Transformer.empty(model.config)
+            whole.load_state_dict(ended.weights, assign=True)
+        else:
+            assert given is not None and init is not None  # noqa: PT018
+            whole, about = continuation.rebuilt_with(given, ended.weights, dtype, init), dict(given.about)
+        lm = LM(whole.to(world.device).eval(), corpus.tokenizer, about | {"recipe": recipes.to_dict(config)})
         if ended.stopped:
             return Run(lm, None, True, ended.step, out)
         measured = _measure(config, whole, corpus, world.device)
-        lm.save(out)
-        _write_results(out, config, corpus, whole, measured, time.time() - started)
+        told = {"tokens_trained_on": config.train.steps * config.train.batch * config.data.length}
+        finished(lm, out, config, measured, time.time() - started, **told, data=corpus.description)
         return Run(lm, measured, False, ended.step, out)
 
 
@@ -119,34 +135,27 @@ def load(
     path: str | Path,
     device: Device = None,
     *,
+    dtype: torch.dtype | str | None = None,
+    device_map: DeviceMap | None = None,
+    quantize: str | None = None,
     tokenizer: str | Tokenizer | None = None,
     family: str | None = None,
 ) -> LM:
     """The model of a run, of a saved folder, of a released checkpoint's folder, or of a Hugging Face id ``owner/name``.
 
-    For released checkpoints: ``tokenizer``, a folder or id, where the one the family trained with is not wanted;
-    ``family`` (see ``redraft.models.released.FAMILIES``) where config.json does not tell.
+    An id may name a revision, ``owner/name@v1.0``. ``dtype``: the precision of the weights, torch's or its name; as
+    stored unless given, or "auto". For released checkpoints: ``device_map``, "auto" or names of modules with their
+    devices, divides the blocks of one (extra ``train``); ``quantize`` keeps the matrices of blocks in 8 or 4 bits,
+    "int8" or "nf4" (extra ``quantise``); ``tokenizer``, a folder or id, where the one the family trained with is not
+    wanted; ``family`` (see ``redraft.models.released.FAMILIES``) where config.json does not tell.
 
-    Errors: ``ValueError`` for a folder that holds none, or an id that cannot be fetched.
+    Errors: ``ValueError`` for a folder that holds none, an id that cannot be fetched, or weights that take more memory
+    than is free.
     """
     local = Path(path).is_dir()
-    found, repository = (path, "") if local else (_hub(str(path)), str(path))
-    return LM.load(found, device, tokenizer=tokenizer, family=family, repository=repository)
-
-
-def _hub(name: str) -> str:
-    """The folder into which a repository's data files were fetched."""
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"{name}: no such folder; pass the folder of a run, or a Hugging Face id like owner/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        # only data is asked for: no code of a repository is ever fetched, still less run
-        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{name}: no such folder, and not to be had from the Hugging Face Hub ({reason})") from None
+    found, repository = (path, "") if local else (fetched(str(path)), parted(str(path))[0])
+    how: Any = {"dtype": dtype, "device_map": device_map, "quantize": quantize}
+    return LM.load(found, device, tokenizer=tokenizer, family=family, repository=repository, **how)
 
 
 def configure(
@@ -162,13 +171,25 @@ def configure(
     return recipes.override(config, values)
 
 
-def build(config: Config, tokenizer: Tokenizer, rows: Packed | None = None) -> tuple[Process, Transformer]:
+def build(
+    config: Config, tokenizer: Tokenizer, rows: Packed | None = None, given: LM | None = None
+) -> tuple[Process, Network]:
     """The process and the denoiser of a configuration, its weights drawn from the seed, or those of ``model.init``.
 
-    ``rows`` are the training rows, whose token counts a spindle process needs.
+    ``rows`` are the training rows, whose token counts a spindle process needs. ``given``: the model that
+    ``model.init`` names, where it is a network of its own (``continuation``), which is then what is trained.
 
     Errors: ``ValueError`` for parts that do not fit one another.
     """
+    model = _transformer(config, tokenizer, rows) if given is None else given.denoiser
+    process = model.process  # the model's own, so that what is learned of it is learned in the model
+    objectives.check(config.objective, process, model.facts, config.loss.given, config.loss.self_condition)
+    if given is None and not (absorbing(process) or process.vectors or model.facts.time_conditioned):
+        raise ValueError(f"a {process.name} process needs the time: set model.time_conditioned=True")
+    return process, model
+
+
+def _transformer(config: Config, tokenizer: Tokenizer, rows: Packed | None) -> Transformer:
     facts, tensors = _process(config, tokenizer, rows)
     if config.train.parallel == "fsdp":
         _refuse_sharding(facts)
@@ -189,9 +210,7 @@ def build(config: Config, tokenizer: Tokenizer, rows: Packed | None = None) -> t
         model = Transformer(shape, tensors)
     if config.model.init is not None:
         folder.start_from(model, config.model.init)
-    process = model.process  # the model's own, so that what is learned of it is learned in the model
-    objectives.check(config.objective, process, model.facts, config.loss.given, config.loss.self_condition)
-    return process, model
+    return model
 
 
 Tensors = dict[str, Tensor]
@@ -285,8 +304,8 @@ def _validation(config: Config, held_out: Packed | None) -> Callable[[int, nn.Mo
         return None
 
     def validate(_step: int, model: nn.Module) -> dict[str, float]:
-        assert isinstance(model, Transformer)
-        device = model.head.weight.device
+        assert isinstance(model, Network)
+        device = device_of(model)
         found = likelihood(
             model, model.process, held_out, draws=1, rows=config.eval.rows, seed=config.train.seed, device=device
         )
@@ -298,8 +317,10 @@ def _validation(config: Config, held_out: Packed | None) -> Callable[[int, nn.Mo
     return validate
 
 
-def _retuned(config: Config, held_out: Packed, model: Transformer) -> dict[str, float]:
+def _retuned(config: Config, held_out: Packed, model: Network) -> dict[str, float]:
     """The mask rates a block model is trained at from here on, unless the recipe or blocks of one token fix them."""
+    if not isinstance(model, Transformer):  # only models of our own carry any
+        return {}
     fixed = config.loss.mask_min is not None or config.loss.mask_max is not None or config.model.block == 1
     if config.objective != "bd3lm" or fixed:
         return {}
@@ -311,8 +332,8 @@ def _retuned(config: Config, held_out: Packed, model: Transformer) -> dict[str, 
 
 def _sampling(config: Config, tokenizer: Tokenizer) -> Callable[[int, nn.Module], str]:
     def draw(step: int, model: nn.Module) -> str:
-        assert isinstance(model, Transformer)
-        device = model.head.weight.device
+        assert isinstance(model, Network)
+        device = device_of(model)
         drawn = sample(
             model.process, model, length=config.data.length, seed=derive(config.train.seed, step), device=device
         )
@@ -321,7 +342,7 @@ def _sampling(config: Config, tokenizer: Tokenizer) -> Callable[[int, nn.Module]
     return draw
 
 
-def _measure(config: Config, model: Transformer, corpus: Data, device: torch.device) -> Likelihood | None:
+def _measure(config: Config, model: Network, corpus: Data, device: torch.device) -> Likelihood | None:
     if corpus.held_out is None:
         return None
     return likelihood(
@@ -329,19 +350,23 @@ def _measure(config: Config, model: Transformer, corpus: Data, device: torch.dev
     )
 
 
-def _write_results(
-    out: Path, config: Config, corpus: Data, model: nn.Module, measured: Likelihood | None, seconds: float
-) -> None:
-    results = {
+def finished(lm: LM, out: Path, config: Any, measured: Likelihood | None, seconds: float, **more: Any) -> None:
+    """Store a trained model in ``out``, with results.json, and let it say its recipe and how it measured.
+
+    ``config``: the tree of fields it was trained by; ``more``: what else results.json is to say.
+    """
+    recipe = recipes.to_dict(config)
+    lm.about["recipe"] = recipe
+    lm.results = {
         **({} if measured is None else measured.to_dict()),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tokens_trained_on": config.train.steps * config.train.batch * config.data.length,
+        "parameters": sum(parameter.numel() for parameter in lm.denoiser.parameters()),
+        **more,
         "seconds": round(seconds, 1),
-        "recipe": recipes.to_dict(config),
-        "data": corpus.description,
+        "recipe": recipe,
         "machine": machine(),
     }
-    write_text(out / RESULTS, json.dumps(results, indent=2) + "\n")
+    lm.save(out)
+    write_text(out / RESULTS, json.dumps(lm.results, indent=2) + "\n")
 
 
 def machine() -> dict[str, Any]:
@@ -358,4 +383,4 @@ def machine() -> dict[str, Any]:
     }
 
 
-__all__ = ["Run", "build", "configure", "load", "machine", "train"]
+__all__ = ["Run", "build", "configure", "finished", "load", "machine", "train"]

@@ -6,7 +6,7 @@ step sees exactly what it would have seen.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +29,8 @@ class Packed:
     ``ids`` (n, L) int32; ``valid`` (n, L) bool, False at padding, None when all are tokens; ``segments`` (n, L) int32,
     the number of the document inside its row from 0 (padding -1), None when documents see one another;
     ``num_tokens`` tokens that count (``[EOS]`` included); ``num_chars`` characters of all documents given: with
-    nothing dropped, bits per character are total nats / ln 2 / num_chars.
+    nothing dropped, bits per character are total nats / ln 2 / num_chars (0 where they are not all counted).
+    ``positions`` (n, L) int32: where each token stands in its own document, None for where it stands in the row.
     """
 
     ids: Ints
@@ -37,13 +38,14 @@ class Packed:
     segments: Ints | None
     num_chars: int
     num_tokens: int
+    positions: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def batch(self, indices: NDArray[np.int64] | Sequence[int] | slice) -> dict[str, NDArray[Any]]:
-        """The rows at ``indices``: ``ids``, and ``valid`` and ``segments`` where there are any."""
-        arrays = {"ids": self.ids, "valid": self.valid, "segments": self.segments}
+        """The rows at ``indices``: ``ids``, and ``valid``, ``segments`` and ``positions`` where there are any."""
+        arrays = {"ids": self.ids, "valid": self.valid, "segments": self.segments, "positions": self.positions}
         return {name: array[indices] for name, array in arrays.items() if array is not None}
 
 
@@ -84,6 +86,18 @@ def pack(
         segments = np.cumsum(np.diff(owner, axis=1, prepend=owner[:, :1]) > 0, axis=1, dtype=np.int32)
         segments = segments if valid is None else np.where(valid, segments, np.int32(-1))
     return Packed(stream.reshape(-1, length), valid, segments, num_chars, len(stream) - padding)
+
+
+def without_first_tokens(rows: Packed) -> Packed:
+    """``rows`` for a denoiser whose logits are shifted by one, which says nothing of a first token (DiffuLLaMA).
+
+    What nothing stands before, in a row or a document apart, does not count; nor do then the characters.
+    """
+    counted = np.ones(rows.ids.shape, np.bool_) if rows.valid is None else rows.valid.copy()
+    counted[:, 0] = False
+    if rows.segments is not None:
+        counted[:, 1:] &= rows.segments[:, 1:] == rows.segments[:, :-1]
+    return replace(rows, valid=counted, num_chars=0, num_tokens=int(counted.sum()))
 
 
 @lru_cache(maxsize=4)
@@ -183,7 +197,7 @@ def _pack_texts(texts: list[str], tokenizer: Tokenizer, length: int, isolate: bo
     # some hundred documents at a time: the tokenizer's own records are far larger than the ids
     parts = (tokenizer.encode_batch(texts[start : start + 256]) for start in range(0, len(texts), 256))
     rows = (ids for part in parts for ids in part)
-    exact = tokenizer.kind != "hf" or all(tokenizer.decode(tokenizer.encode(text)) == text for text in texts)
+    exact = tokenizer.kind != "hf" or all(tokenizer.decode(tokenizer.encode_batch([text])[0]) == text for text in texts)
     # a tokenizer that loses letters (lower-cases, [UNK]) scores another text: its bits are not of these characters
     return pack(rows, length, eos_id, isolate, keep_tail, num_chars=sum(map(len, texts)) if exact else 0)
 

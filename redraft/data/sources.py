@@ -8,9 +8,9 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,15 @@ def _read_txt(path: Path, _text_field: str) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
+    for where, record in records(path, f"{{{text_field!r}: ...}}"):
+        yield _field(record, text_field, where)
+
+
+def records(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a ``.jsonl`` file, each with the words for where it stands; ``wanted`` is what a line should be.
+
+    Errors: ``ValueError`` for a line that is no JSON object or longer than ``MAX_LINE``, and for a file of no text.
+    """
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
@@ -106,8 +115,8 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: not JSON ({error}): {_short(line)}; write one JSON object a line") from None
         if not isinstance(record, dict):
-            raise ValueError(f"{where}: {_short(line)} is no JSON object; write {{{text_field!r}: ...}}")
-        yield _field(record, text_field, where)
+            raise ValueError(f"{where}: {_short(line)} is no JSON object; write {wanted}")
+        yield where, record
 
 
 def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
@@ -166,11 +175,16 @@ def _field(record: dict[str, Any], name: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise ValueError(f"{where}: field {name!r} is {_short(repr(value))}, not a string; set text_field")
+    return written(value, where)
+
+
+def written(text: str, where: str) -> str:
+    """The text as it is read, ``\\r\\n`` as ``\\n``. Errors: ``ValueError`` for what no UTF-8 can write."""
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{where}: character {error.start} is half a surrogate pair; write it whole") from None
-    return value.replace("\r\n", "\n")
+    return text.replace("\r\n", "\n")
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -279,3 +293,16 @@ def pieces(document: str, size: int) -> list[str]:
 
 def _unit_hash(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
+
+
+def spread(texts: Sequence[str], limit: int, piece: int = 1 << 14) -> Iterator[str]:
+    """All texts, or every n-th piece of them: about ``limit`` characters in all, from everywhere."""
+    stride = -(-sum(map(len, texts)) // limit)
+    if stride <= 1:
+        yield from texts
+        return
+    number = count()
+    for text in texts:
+        for start in range(0, len(text), piece):
+            if next(number) % stride == 0:
+                yield text[start : start + piece]

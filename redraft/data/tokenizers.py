@@ -5,7 +5,7 @@ token, neither here nor in ``transformers`` after saving. Masks are written in t
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from itertools import count, groupby, pairwise, product
 from math import prod
@@ -15,7 +15,9 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from redraft.data import toy
+from redraft.data import slow, toy
+from redraft.data.messages import remembering
+from redraft.data.sources import spread
 from redraft.data.templates import parse_template
 from redraft.errors import unknown
 from redraft.files import write_text
@@ -27,7 +29,7 @@ MAX_TRIED = 64
 BPE_SAMPLE = 20_000_000
 BPE_LEAST = 258  # 256 bytes, one merge, [EOS]
 
-_JSON, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+_JSON, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
 
 class Tokenizer:
@@ -56,21 +58,42 @@ class Tokenizer:
             self.eos_id = hf.eos_token_id if hf.eos_token_id is not None else hf.sep_token_id
             self.pad_id = hf.pad_token_id
         self._alphabet = set(backend.get_vocab()) if kind == "chars" else None
+        self.taught: dict[str, str] = {}
+        """How conversations were told it, where that was not as its model's family does: ``template`` and ``turn``."""
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
         """The tokenizer inside, for who must know what a single id contributes to a text."""
         return self._backend
 
+    @property
+    def hf(self) -> Any:
+        """The ``transformers`` tokenizer around it, None for our own kinds."""
+        return self._hf
+
     def encode(self, text: str, pad: bool = True) -> list[int]:
         """Ids of ``text``, no specials added. Toy rows are padded to six unless ``pad`` is False.
 
-        ``ValueError`` for a character outside the alphabet (chars) and for an unknown unit or a seventh (toy).
+        ``ValueError`` for a character outside the alphabet (chars), for an unknown unit or a seventh (toy), and for a
+        word that is the mask (DiffuLLaMA's is one of the vocabulary's).
         """
-        return self.encode_batch([text], pad)[0]
+        ids = self.encode_batch([text], pad)[0]
+        if self.mask_id in ids:
+            start, stop = self._backend.encode(text, add_special_tokens=False).offsets[ids.index(self.mask_id)]
+            raise ValueError(
+                f"the word {text[start:stop]!r} of the text, at character {start}, is the mask (id {self.mask_id}): "
+                "no text can have it; write another"
+            )
+        return ids
+
+    def teach(self, template: str, turn: str) -> None:
+        """Let conversations be told by this template, Jinja, and end so, from now on and where it is saved."""
+        self.taught = {"template": template, "turn": turn}
+        if self._hf is not None:
+            self._hf.chat_template = template
 
     def encode_batch(self, texts: Sequence[str], pad: bool = True) -> list[list[int]]:
-        """``encode`` of each text."""
+        """``encode`` of each text, masks and all."""
         for text in texts:
             self._refuse_unknown(text)
         rows = [row.ids for row in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -193,7 +216,7 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         if self._hf:
             self._hf.save_pretrained(folder)
-            config = json.loads((folder / _CONFIG).read_text("utf-8"))
+            config = json.loads((folder / CONFIG).read_text("utf-8"))
         else:
             write_text(folder / _JSON, self._backend.to_str(pretty=True))
             config: dict[str, Any] = {
@@ -206,7 +229,7 @@ class Tokenizer:
             }
             config = {key: value for key, value in config.items() if value is not None}
         config |= {"split_special_tokens": True, "redraft": {"kind": self.kind}}
-        write_text(folder / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / CONFIG, remembering(json.dumps(config), self.taught))
 
     @classmethod
     def load(cls, folder: str | Path, mask_id: int | None = None) -> "Tokenizer":
@@ -217,19 +240,25 @@ class Tokenizer:
         """
         folder = Path(folder)
         try:
-            config = json.loads((folder / _CONFIG).read_text("utf-8")) if (folder / _CONFIG).exists() else {}
+            config = json.loads((folder / CONFIG).read_text("utf-8")) if (folder / CONFIG).exists() else {}
             kind = config.get("redraft", {}).get("kind", "hf")
+            taught = {name: str(one) for name, one in config.get("redraft", {}).get("taught", {}).items()}
+            if taught and taught.keys() != {"template", "turn"}:
+                raise ValueError(f"redraft.taught has {', '.join(taught)}")
         except (ValueError, AttributeError) as error:
-            raise ValueError(f"{folder / _CONFIG}: damaged ({error}); copy the folder again") from None
+            raise ValueError(f"{folder / CONFIG}: damaged ({error}); copy the folder again") from None
         if kind == "hf":
-            return _hugging_face(str(folder), mask_id=mask_id)
+            found = _hugging_face(str(folder), mask_id=mask_id)
+            found.taught = taught
+            return found
         if kind not in NAMES:
-            raise unknown(f"tokenizer kind in {folder / _CONFIG}", kind, [*NAMES, "hf"])
+            raise unknown(f"tokenizer kind in {folder / CONFIG}", kind, [*NAMES, "hf"])
         if not (folder / _JSON).is_file():
             raise ValueError(f"{folder}: no {_JSON} in it; copy the folder again")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(folder / _JSON))
-            return cls(backend, kind)
+            found = cls(tokenizers.Tokenizer.from_file(str(folder / _JSON)), kind)
+            found.taught = taught
+            return found
         except Exception as error:  # the Rust library raises bare Exception
             raise ValueError(f"{folder / _JSON}: damaged ({error}); copy the folder again") from None
 
@@ -282,7 +311,7 @@ def _bpe(texts: Iterable[str], vocab: int) -> tokenizers.Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab - 1, initial_alphabet=list(BYTE_OF), show_progress=False)
-    backend.train_from_iterator(_spread(listed, BPE_SAMPLE), trainer)
+    backend.train_from_iterator(spread(listed, BPE_SAMPLE), trainer)
     return backend
 
 
@@ -306,6 +335,8 @@ def _hugging_face(name: str, pad_token: str | None = None, mask_id: int | None =
     try:
         if (Path(name) / _JSON).is_file():  # config.json may be unknown to transformers
             hf: Any = PreTrainedTokenizerFast.from_pretrained(name)
+        elif slow.is_qwen2(Path(name)):
+            hf = slow.qwen2(Path(name))
         else:
             hf = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # from no network to a damaged file: whatever it is, this tokenizer cannot be had
@@ -355,19 +386,6 @@ def _toy_padding(row: Sequence[int | None]) -> list[int]:
     if len(row) > toy.LENGTH:
         raise ValueError(f"{len(row)} units: a toy text has at most {toy.LENGTH}; shorten it")
     return [toy.PAD] * (toy.LENGTH - len(row))
-
-
-def _spread(texts: Sequence[str], limit: int, piece: int = 1 << 14) -> Iterator[str]:
-    """All texts, or every n-th piece of them: about ``limit`` characters in all, from everywhere."""
-    stride = -(-sum(map(len, texts)) // limit)
-    if stride <= 1:
-        yield from texts
-        return
-    number = count()
-    for text in texts:
-        for start in range(0, len(text), piece):
-            if next(number) % stride == 0:
-                yield text[start : start + piece]
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redraft import objectives
 from redraft.data import Packed
+from redraft.data.packing import without_first_tokens
 from redraft.evaluation.estimators import EXACT, Score, get
 from redraft.processes import Denoiser, Process
 from redraft.processes.base import device_of
@@ -70,7 +71,8 @@ def likelihood(
     draws, which keeps the mean unbiased and its variance low. ``rows`` takes only that many, evenly spread. A masked
     denoiser that does not read t is scored with k of its n tokens masked, k ~ U{1..n}, weight n / k: the same mean as
     the integral over t (RADD's k-DCE, arXiv 2406.03736) without the rare weights of 1 / t that upset an error bar.
-    A block model is scored so block by block, and one of any order in random orders, exactly in each.
+    A block model is scored so block by block, and one of any order in random orders, exactly in each. Where logits are
+    shifted by one, first tokens are not scored (``packing.without_first_tokens``), and there are no bits per character.
 
     ``estimator``: the one of least variance that the model allows, unless given: ``vlb``, the NELBO as an integral over
     noise levels, or ``ode``, the bound of a Gaussian process's probability-flow ODE by ``ode_steps`` (64) of Heun's
@@ -85,6 +87,7 @@ def likelihood(
     if len(packed) < 2 or (rows is not None and rows < 2):
         raise ValueError(f"{min(len(packed), rows or 2)} rows: an error bar needs at least 2; pass a longer text")
     device = device_of(denoiser) if device is None else device
+    packed = without_first_tokens(packed) if denoiser.facts.shifted else packed
     score, name = get(estimator, denoiser, process, ode_steps, ode_probes)
     exact = score in EXACT
     draws = 1 if exact else draws

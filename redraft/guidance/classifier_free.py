@@ -82,6 +82,7 @@ class Guided(torch.nn.Module):
             vectors=asked[0].vectors if len(asked) == 1 else self.space == "vectors",
             self_conditioned=any(facts.self_conditioned for facts in asked),
             given=any(facts.given for facts in asked),
+            shifted=any(facts.shifted for facts in asked),
             selective=all(facts.selective for facts in asked),
             caches=all(facts.caches for facts in asked),
             scores=False,

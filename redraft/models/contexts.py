@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redraft.processes.base import Attention, Condition
-from redraft.randomness import Device
+from redraft.randomness import Device, Generators, rand
 
 
 def block_ranks(length: int, block: int, device: Device = None) -> Tensor:
@@ -23,6 +23,14 @@ def up_to(rank: Tensor) -> Tensor:
     Ranks by blocks are the block-causal pattern in which a text is written block by block.
     """
     return rank[..., :, None] >= rank[..., None, :]
+
+
+def opened(length: int, share: float, generator: Generators = None, device: Device = None) -> Tensor:
+    """A causal pattern that is partly open, (L, L) bool, query by key: what is to the right is read with chance share.
+
+    0 is the causal pattern, 1 all of it (attention annealing: DiffuLLaMA, Gong et al. 2024, arXiv 2410.17891).
+    """
+    return up_to(torch.arange(length, device=device)) | (rand((length, length), generator, device) < share)
 
 
 def two_stream(rank: Tensor) -> Tensor:
@@ -61,13 +69,15 @@ def revealed(known: Tensor) -> Tensor:
 def readable(z: Tensor, cond: Condition, attention: Attention, block: int | None, mask_id: int | None) -> Tensor | None:
     """Which keys each query of a canvas z reads, (B or 1, 1, L, M) bool; None for all (or all before, if causal).
 
-    That is what ``cond`` says in place of the model's own ``attention`` (see ``Facts``), within equal segments.
+    That is what ``cond`` says in place of the model's own ``attention`` (see ``Facts``), within equal segments. Blocks
+    are of positions: where those are told, a text is read the same wherever it stands in its row.
     """
     pattern = cond.get("attend")
     # a cache holds whole blocks, all of which are read
     if pattern is None and attention == "block" and "cache" not in cond:
         assert block is not None
-        pattern = up_to(block_ranks(z.shape[1], block, z.device))
+        place = cond.get("positions")
+        pattern = up_to(block_ranks(z.shape[1], block, z.device) if place is None else place // block)
     elif pattern is None and attention == "permuted":
         pattern = revealed(z != mask_id)
     if "segments" in cond:

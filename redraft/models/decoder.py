@@ -5,7 +5,7 @@ Embeddings, blocks of attention and SwiGLU behind RMSNorms, rotary positions, a 
 E width, H heads, G heads of keys and values, D width of a head, V rows of the head.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,8 @@ class DecoderConfig:
 
     ``vocab`` and ``outputs``: rows of the embedding and of the head. ``rotary``: how many numbers of each head, the
     first, are turned with the position, at base ``theta``. ``qkv_bias``, ``out_bias``: of the attention's linear
-    layers; ``qk_norm``: an RMSNorm of each query and key before it is turned. ``tied``: the head is the embedding.
+    layers; ``qk_norm``: an RMSNorm of each query and key before it is turned. ``tied``: the head is the embedding,
+    ``twice``: of which files hold a copy under the head's name.
     """
 
     vocab: int
@@ -40,6 +41,7 @@ class DecoderConfig:
     out_bias: bool = False
     qk_norm: bool = False
     tied: bool = False
+    twice: bool = False
     experts: ExpertsConfig | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +61,12 @@ class Attending:
     pattern: Tensor | None
     cache: Cache | None
     store: bool
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Attending":
+        """The same where a block computes, of a network on several devices; each layer's cache is there already."""
+        cos, sin = (one.to(device, non_blocking=non_blocking) for one in self.rotary)
+        pattern = None if self.pattern is None else self.pattern.to(device, non_blocking=non_blocking)
+        return replace(self, rotary=(cos, sin), pattern=pattern)
 
 
 class RMSNorm(nn.Module):
@@ -168,11 +176,14 @@ class Decoder(nn.Module):
                 assert isinstance(x, Tensor)
             else:
                 x = block(x, how)
-        return self.model.norm(x)
+        return self.model.norm(x).to(z.device)
 
     def say(self, hidden: Tensor) -> Tensor:
         """Logits (..., V)."""
-        return F.linear(hidden, self.model.embed_tokens.weight) if self.lm_head is None else self.lm_head(hidden)
+        if self.lm_head is not None:
+            return self.lm_head(hidden)
+        table = self.model.embed_tokens.weight
+        return F.linear(hidden.to(table.device), table)
 
     def rotary(self, positions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of the angle position theta^(-2 j / R), (L, R / 2) or (B, 1, L, R / 2); float32 or wider."""

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from redraft.data import Tokenizer
-from redraft.files import write_text
+from redraft.files import read_object, write_text
 from redraft.models.transformer import Transformer, TransformerConfig
 from redraft.models.weights import fill, renamed, write_weights
-from redraft.processes import Gaussian
+from redraft.processes import Gaussian, tensors_of
 from redraft.schedules import gamma_tensors
 
 CONFIG = "config.json"
@@ -39,14 +39,20 @@ def save(
 
 
 def write_model(
-    folder: str | Path, tensors: Mapping[str, Tensor], config: str, tokenizer: Tokenizer | None = None
+    folder: str | Path,
+    tensors: Mapping[str, Tensor],
+    config: str,
+    tokenizer: Tokenizer | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the files of any model's folder, config.json last."""
+    """Write the files of any model's folder, config.json last; ``files`` are more of them, name and text."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # while its parts are exchanged, the folder is no model
     if tokenizer is not None:
         tokenizer.save(folder)
+    for name, text in (files or {}).items():
+        write_text(folder / name, text)
     write_weights(folder, tensors)
     write_text(folder / CONFIG, config)
 
@@ -67,10 +73,13 @@ def to_json(config: TransformerConfig, tensors: Mapping[str, Tensor], about: Map
     }
 
 
-def load(folder: str | Path, device: str | torch.device | None = None) -> tuple[Transformer, dict[str, Any]]:
+def load(
+    folder: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> tuple[Transformer, dict[str, Any]]:
     """The transformer stored in ``folder``, in evaluation mode, and what was stored "about" it.
 
-    Errors: ``ValueError`` for a folder without config, a config of another model type, a weight that is missing, not
+    ``dtype``: of its weights, as stored unless given. Errors: ``ValueError`` for a process that keeps numbers among
+    them, and a ``dtype``, or for a folder without config, a config of another model type, a weight that is missing, not
     expected, of another shape, or a damaged file; each names what is wrong. Nothing is loaded in part.
     """
     folder = Path(folder)
@@ -84,8 +93,12 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> tuple[
         model = Transformer.empty(config)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG}: damaged, {type(error).__name__} {error}") from None
-    fill(model, folder, renamed(model, lambda name: PREFIX + name))
-    return model.to(device).eval(), stored.get("about", {})
+    if dtype is not None and (kept := [one.name for one in tensors_of(config.process)]):
+        raise ValueError(
+            f"dtype={dtype}: {kept[0]} of the {config.process['name']} process must be exact; leave it out"
+        )
+    fill(model, folder, renamed(model, lambda name: PREFIX + name), dtype=dtype, place=lambda _: device)
+    return model.eval(), stored.get("about", {})
 
 
 def start_from(model: Transformer, path: str) -> None:
@@ -144,13 +157,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder}: no {CONFIG} in it; pass the folder of a finished run or of a saved model")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged, {error}") from None
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path}: damaged, it holds no JSON object")
-    return stored
+    return read_object(path)
 
 
 def is_ours(stored: Mapping[str, Any]) -> bool:

@@ -6,15 +6,17 @@ not a likelihood, so the two are kept apart, and ``Spec.is_bound`` says which of
 
 import inspect
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from redraft.errors import unknown
+from redraft.objectives.annealing import annealed
 from redraft.objectives.base import (
     Batch,
     Loss,
     Objective,
     Spec,
     as_batch,
+    at,
     bound,
     condition,
     corrupt,
@@ -43,7 +45,7 @@ from redraft.objectives.plain import autoregressive, cross_entropy, nelbo
 from redraft.objectives.score import concrete_score_matching, csm, sedd
 from redraft.objectives.uniform import duo, udlm
 from redraft.objectives.vlb import plaid
-from redraft.processes import Facts, Gaussian, Process, absorbing
+from redraft.processes import Facts, Gaussian, Process
 from redraft.processes.gaussian import PREDICTIONS
 from redraft.schedules import gamma_tensors
 from redraft.schedules.gamma import FIXED
@@ -103,14 +105,6 @@ def get(name: str, given: float | None = None, **options: Any) -> Objective:
     return objective if given is None else with_given(objective, given)
 
 
-def at(objective: Objective, progress: float) -> Objective:
-    """The objective when ``progress`` in [0, 1] of the training is done; itself, unless it has a curriculum."""
-    if "progress" not in inspect.signature(objective).parameters:
-        return objective
-    scheduled: Objective = partial(cast(Any, objective), progress=progress)
-    return scheduled
-
-
 def check(
     objective: str,
     process: Process,
@@ -148,8 +142,6 @@ def check(
         )
     if isinstance(process, Gaussian):
         _check_vectors(objective, process, facts)
-    if not (absorbing(process) or process.vectors or facts.time_conditioned):
-        raise ValueError(f"a {process.name} process needs the time: set model.time_conditioned=True")
 
 
 _COLLAPSE, _BLOW_UP = ("analog_bits",), ("cdcd", "langflow", "cross_entropy")
@@ -193,6 +185,7 @@ __all__ = [
     "Loss",
     "Objective",
     "Spec",
+    "annealed",
     "any_order",
     "as_batch",
     "at",

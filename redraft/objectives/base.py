@@ -1,8 +1,10 @@
 """What every objective is made of: the contract, the draw of (z, t), the bound, the cross-entropy of masked tokens."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from numpy.typing import NDArray
@@ -13,19 +15,24 @@ from redraft.processes.base import Attention, Condition, log_prob_of, per_positi
 from redraft.randomness import Device, Generators
 
 Batch = Mapping[str, Tensor]
-"""``ids`` (B, L) clean tokens; optional ``segments`` (B, L), ``valid`` (B, L) bool: the tokens that count."""
+"""``ids`` (B, L) clean tokens; optional ``segments`` (B, L), ``valid`` (B, L) bool: the tokens that count.
+
+``positions`` (B, L): where each token stands in its own text, of rows of several (``finetuning.rows``).
+"""
 
 
 @dataclass(frozen=True)
 class Loss:
     """``value`` (B, L), averaged over valid tokens, is minimised; ``bound`` (B, L), detached, has a mean >= -log p.
 
-    ``terms``: named parts of the value, (B, L), for whoever wants to know which of them went bad.
+    ``terms``: named parts of the value, (B, L), for whoever wants to know which of them went bad. ``counts`` (B, L):
+    what the value is averaged over in place of the valid tokens, sum(value) / sum(counts), both of the global batch.
     """
 
     value: Tensor
     bound: Tensor
     terms: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    counts: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -37,6 +44,14 @@ class Objective(Protocol):
     def __call__(
         self, denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators = None
     ) -> Loss: ...
+
+
+def at(objective: Objective, progress: float) -> Objective:
+    """The objective when ``progress`` in [0, 1] of the training is done; itself, unless it has a curriculum."""
+    if "progress" not in inspect.signature(objective).parameters:
+        return objective
+    scheduled: Objective = partial(cast(Any, objective), progress=progress)
+    return scheduled
 
 
 @dataclass(frozen=True)
@@ -61,8 +76,8 @@ class Spec:
 
 
 def as_batch(arrays: Mapping[str, NDArray[Any] | Tensor], device: Device = None) -> dict[str, Tensor]:
-    """Rows of ``redraft.data`` as tensors: ids and segments long, valid bool."""
-    kinds = {"ids": torch.long, "segments": torch.long, "valid": torch.bool}
+    """Rows of ``redraft.data`` as tensors: ids, segments and positions long, valid bool."""
+    kinds = {"ids": torch.long, "segments": torch.long, "positions": torch.long, "valid": torch.bool}
     return {name: torch.as_tensor(array).to(device, kinds[name]) for name, array in arrays.items()}
 
 
@@ -92,7 +107,8 @@ def log_full_of(process: Process, x0: Tensor, logp: Tensor, z: Tensor, t: Tensor
 
 def condition(batch: Batch) -> Condition | None:
     """What a denoiser is told beside z and t."""
-    return {"segments": batch["segments"]} if "segments" in batch else None
+    told = {name: batch[name] for name in ("segments", "positions") if name in batch}
+    return cast(Condition, told) if told else None
 
 
 def log_probs(denoiser: Denoiser, process: Process, batch: Batch, z: Tensor, t: Tensor) -> Tensor:

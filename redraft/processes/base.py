@@ -21,7 +21,10 @@ class Facts:
     ``attention``: what position i's output depends on: all of z (``full``), z before i (``causal``), z up to the end of
     i's block of ``block`` positions (``block``), or, ``permuted``, whatever order it is told (``models.contexts``).
     ``selective`` denoisers take ``where``, a (B, L) bool, and answer for those positions only, (n, K).
+    ``shifted``: what is said of position i is read off what the network made of i - 1, token i not among it.
     ``caches``: takes ``cache`` and ``store`` of ``Condition``, so that what stands before is computed once.
+    ``states`` denoisers take ``states=True`` and answer with log p over all that they name, [MASK] too if it is one of
+    those: what released models are trained by, and their own decoders read.
     ``scores`` denoisers take ``scores=True`` and answer with log-scores over the V states (``models.heads.score``).
     ``vectors`` denoisers take ``vectors=True`` and answer with clean vectors (B, L, D), which need not be a mean of
     token vectors; of others it is the mean of what they say (``Gaussian.mean``).
@@ -42,8 +45,10 @@ class Facts:
     mask_id: int | None = None
     eos_id: int | None = None
     pad_id: int | None = None
+    shifted: bool = False
     selective: bool = False
     caches: bool = False
+    states: bool = False
     forwards: int = 1
 
 

@@ -75,7 +75,9 @@ class ModelConfig:
     self_conditioned: bool = False
     """Gaussian: whether the model is told what it said before."""
     init: str | None = None
-    """Folder of a trained model whose weights to start from; none starts from random ones."""
+    """Folder of a model to start from: of ours its weights, of a released or converted one the network itself."""
+    anneal: int | None = Field(default=None, ge=1)
+    """Steps over which attention opens from causal to what the model has; none opens it at once."""
 
 
 @frozen
@@ -156,6 +158,8 @@ class TrainConfig:
     """Decay of the moving average of the weights, which is then what is saved; 0 keeps none."""
     times: Literal["stratified", "uniform"] = "stratified"
     """How t is drawn: low-discrepancy over the global batch, or independently."""
+    random_length: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the steps whose rows are cut to a random length, so that short texts are met too (LLaDA: 0.01)."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """bfloat16 is mixed: weights and optimiser stay float32."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"

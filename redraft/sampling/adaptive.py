@@ -76,13 +76,14 @@ def threshold(
     of: str = "model",
     strict: bool = True,
     least: int = 1,
+    whole: bool = False,
     gap: int = 1,
 ) -> Tensor:
     """Write all tokens of confidence above ``tau``, and the surest in any case (Fast-dLLM, arXiv 2505.22618).
 
     tau of 1 or more writes one a step: ``low_confidence`` in as many steps as masks. ``strict=false`` also writes a
-    token of p = tau (Fast-dLLM; SGLang does not). ``least``: so many at least; LLaDA2.0's rule is the length of a block
-    over the steps for it.
+    token of p = tau (Fast-dLLM; SGLang does not). ``least``: so many at least. ``whole``: at least an even share of the
+    whole block, whatever is written or given of it, and not of the masks left (LLaDA2.0, arXiv 2512.15745).
 
     Errors: ``ValueError`` for a process other than masked, a negative tau, a least or gap below 1.
     """
@@ -94,7 +95,17 @@ def threshold(
     proposal = propose(process, denoiser, z, t, s, draw, open_)
     score = proposal.confidence(of)
     sure = open_ & ((score > tau) if strict else (score >= tau))
-    return proposal.write(enough(sure, score, open_, even(open_.sum(1), t, s).clamp_min(least), gap))
+    share = of_all(t, s, draw) if whole else even(open_.sum(1), t, s)
+    return proposal.write(enough(sure, score, open_, share.clamp_min(least), gap))
+
+
+def of_all(t: Tensor, s: Tensor, draw: Draw) -> Tensor:
+    """The step's even share of all the L positions, whatever is written of them, (B,): L // S, and one more in each of
+    the first L mod S of the S steps."""
+    left = (t / (t - s)).round().long()
+    steps = draw.memory.setdefault("steps", left)
+    length = draw.frozen.shape[1]
+    return length // steps + (steps - left < length % steps)
 
 
 @proposing

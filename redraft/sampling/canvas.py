@@ -71,6 +71,26 @@ def layout(
     return [torch.where(given, row, free) for row, given in zip(ids, known, strict=True)], known
 
 
+def to_whole_blocks(facts: Facts, ids: list[Tensor], known: list[Tensor], block: int | None, constrained: bool) -> Rows:
+    """Rows that end where a block does, which the model writes to its end: what is added to a row is free.
+
+    Errors: ``ValueError`` where no blocks are written, and for a constraint, which is of the text asked for alone.
+    """
+    width = facts.block if facts.attention == "block" else block
+    if width is None or width < 1:
+        raise ValueError(f"whole_blocks with block={block}: pass block, the positions to write at a time")
+    if constrained:
+        raise ValueError("whole_blocks with a constraint, which would hold for what is left out too: leave one out")
+    wide, open_ = list[Tensor](), list[Tensor]()
+    for row, given in zip(ids, known, strict=True):
+        free = (~given).nonzero().flatten()
+        begin = 0 if facts.attention == "block" else int(free[0]) if len(free) else 0
+        more = (begin - len(row)) % width if len(free) else 0
+        wide.append(torch.cat([row, row.new_zeros(more)]))
+        open_.append(torch.cat([given, given.new_zeros(more)]))
+    return wide, open_
+
+
 def _is_list(rows: Any) -> bool:
     """Whether rows are given one by one."""
     return isinstance(rows, Sequence) and any(isinstance(one, Sequence | Tensor) for one in rows)

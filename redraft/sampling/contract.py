@@ -66,7 +66,8 @@ class Draw:
     ``frozen`` (B, L) bool marks given tokens, ``generator`` has one generator a row. ``temperature`` divides log p
     before tokens are drawn from it (0 takes the likeliest), ``top_k`` keeps so many of the likeliest (0: all), then
     ``top_p`` the fewest of those that hold that mass; among vectors they act on the tokens whose mean the clean vector
-    is, before the sampler sees it. ``revision`` and ``constraint`` are for samplers that propose (``proposal``).
+    is, before the sampler sees it. ``revision``, ``constraint`` and ``late``, the ids whose proposals count as the
+    least sure, are for samplers that propose (``proposal``).
     ``memory`` is empty when a run begins and the sampler's own: whatever (B, ...) it must know again at the next step.
     Once all of its ``done`` (B,) bool are true the run is over; rows that are done must not be asked about.
     """
@@ -78,6 +79,7 @@ class Draw:
     top_k: int = 0
     revision: Revision | None = None
     constraint: Constraint | None = None
+    late: tuple[int, ...] = ()
     memory: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def probs(self, logp: Tensor) -> Tensor:

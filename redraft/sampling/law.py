@@ -1,7 +1,7 @@
 """What a request does to the model's law before any sampler sees it: tokens ruled out, repeated ones made unlikely."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from redraft.processes import Process, only_masks
 @dataclass(frozen=True)
 class Law:
     """``banned`` (n,) ids are never written; ``stop`` (an id) not before ``earliest`` (B,), a position of the canvas.
+    ``bias``: ids (m,) and the nats (m,) that are added to their log p before it is normalised again.
 
     ``repetition`` above 1 divides the probability of tokens that stand elsewhere on the canvas (CTRL, Keskar et al.
     2019, divides logits, whose zero is arbitrary; a power of p would favour what repeats once all tokens stand).
@@ -26,6 +27,7 @@ class Law:
     repetition: float = 1.0
     start: int = 0
     beside: Tensor | None = None
+    bias: tuple[Tensor, Tensor] | None = None
 
     def rows(self, rows: Tensor) -> "Law":
         """The same for rows of these numbers."""
@@ -45,6 +47,8 @@ class Law:
         if self.repetition != 1:
             repeated = self._repeated(z, where, mask_id, flat.shape[-1])
             flat = torch.where(repeated, flat - math.log(self.repetition), flat)
+        if self.bias is not None:
+            flat = flat.index_add(-1, self.bias[0], self.bias[1].to(flat).expand(len(flat), -1))
         early = None if self.earliest is None else position + self.start < self.earliest[row]
         flat = self._ruled(flat, early)
         if early is not None or self.banned is not None:
@@ -82,6 +86,7 @@ def law(
     frozen: Tensor,
     *,
     banned: Sequence[int] = (),
+    bias: Mapping[int, float] | None = None,
     repetition: float = 1.0,
     min_length: int = 0,
     stop: int | None = None,
@@ -92,10 +97,12 @@ def law(
     all of them, a repetition that is not above 0, a minimum length without a ``stop`` token or beyond what is free, and
     anything of a process of vectors.
     """
-    for name, ids in (("banned", banned), ("stop", () if stop is None else (stop,))):
-        wrong = [one for one in ids if not 0 <= one < process.K or one == process.mask_id]
-        if wrong:
-            raise ValueError(f"{name} holds {wrong[0]}, which is no token: ids run from 0 to {process.K - 1}")
+    bias = bias or {}
+    for name, ids in (("banned", banned), ("bias", bias), ("stop", () if stop is None else (stop,))):
+        checked_ids(process, name, ids)
+    for token, nats in bias.items():
+        if not math.isfinite(nats):
+            raise ValueError(f"bias of token {token} is {nats}: pass nats; what is never to be written goes to banned")
     out = {*banned, *([] if stop is None or not min_length else [stop])}
     if len(out) >= process.K - (process.mask_id is not None and process.mask_id < process.K):
         raise ValueError(f"banned holds all {process.K} tokens: leave one that can be written, not the end alone")
@@ -109,7 +116,8 @@ def law(
     room = int(free.sum(1).min())
     if min_length > room:
         raise ValueError(f"min_length={min_length}, and a row has {room} free positions: ask for less")
-    said, idle = {"banned": list(banned), "repetition": repetition, "min_length": min_length}, ([], 1, 0)
+    said = {"banned": list(banned), "bias": dict(bias), "repetition": repetition, "min_length": min_length}
+    idle = ([], {}, 1, 0)
     asked = {name: value for (name, value), none in zip(said.items(), idle, strict=True) if value != none}
     if not asked:
         return None
@@ -119,4 +127,17 @@ def law(
         raise ValueError(f"repetition={repetition} of a {process.name} process, whose noise repeats too: leave it out")
     ids = torch.tensor(sorted(set(banned)), device=frozen.device) if banned else None
     earliest = free.int().argmax(1) + min_length if min_length else None
-    return Law(ids, stop, earliest, repetition)
+    pairs = None
+    if bias:
+        nats = torch.tensor(list(bias.values()), dtype=torch.float64, device=frozen.device)
+        pairs = torch.tensor(list(bias), device=frozen.device), nats
+    return Law(ids, stop, earliest, repetition, bias=pairs)
+
+
+def checked_ids(process: Process, name: str, ids: Iterable[int]) -> tuple[int, ...]:
+    """``ids`` that an option of this name was given. Errors: ``ValueError`` for one that is no token."""
+    found = tuple(ids)
+    for one in found:
+        if not 0 <= one < process.K or one == process.mask_id:
+            raise ValueError(f"{name} holds {one}, which is no token: ids run from 0 to {process.K - 1}")
+    return found

@@ -11,11 +11,11 @@ from redraft.processes import Denoiser, Process
 from redraft.processes.base import as_condition, device_of, of_rows
 from redraft.randomness import Device, row_seeds
 from redraft.sampling.blocks import by_blocks
-from redraft.sampling.canvas import convention, layout
-from redraft.sampling.law import law
+from redraft.sampling.canvas import convention, layout, to_whole_blocks
+from redraft.sampling.law import checked_ids, law
 from redraft.sampling.request import Request, alike, step_function, width_of_blocks
 from redraft.sampling.samplers import Sampler
-from redraft.sampling.steps import Callback, Samples, joined
+from redraft.sampling.steps import Callback, Samples, cut, joined
 from redraft.sampling.writing import write
 
 
@@ -39,9 +39,12 @@ def sample(
     top_k: int = 0,
     repetition: float = 1.0,
     banned: Sequence[int] = (),
+    bias: Mapping[int, float] | None = None,
+    late: Sequence[int] = (),
     stop: int | None = None,
     min_length: int = 0,
     block: int | None = None,
+    whole_blocks: bool = False,
     cache: str | None = None,
     refresh: int | None = None,
     constraint: Any = None,
@@ -69,13 +72,16 @@ def sample(
     they stand on the canvas, ``noised``, ``clean`` or ``told``, and what is drawn beside them depends on it:
     ``canvas.GIVEN`` has what each means, and ``resample``.
 
-    ``temperature``, ``top_k``, ``top_p``: see ``Draw``. ``repetition``, ``banned``, ``min_length``: see ``law.Law``;
-    every sampler of ids obeys them. ``stop``: a row's text ends with its first ``stop`` token; what is free behind it
-    is filled with ``stop``, and not written once nothing is left before it. ``constraint``: one of
-    ``redraft.constraints``, for samplers that propose.
+    ``temperature``, ``top_k``, ``top_p``: see ``Draw``. ``repetition``, ``banned``, ``bias``, ``min_length``: see
+    ``law.Law``; every sampler of ids obeys them. ``late``: ids whose proposals count as the least sure, and so are
+    written last by rules that ask how sure a proposal is (LLaDA keeps an end of text from coming too soon by it).
+    ``stop``: a row's text ends with its first ``stop`` token; what is free behind it is filled with ``stop``, and not
+    written once nothing is left before it. ``constraint``: one of ``redraft.constraints``, for samplers that propose.
 
     ``block``: write so many positions at a time, from left to right, ``steps`` each; a block model does so by itself.
     ``cache`` and ``refresh``: see ``window``. Blocks of a full-attention model begin at a row's first free position.
+    ``whole_blocks`` writes the last block to its end, as block models are trained, and leaves out what is past the
+    length asked for.
 
     Row r draws from its own generator, seeded by ``seeds[r]``, or by (seed, r): no row depends on those beside it.
     A masked canvas without masks left ends the loop early, so ``nfe`` may be below ``steps``.
@@ -85,8 +91,11 @@ def sample(
     """
     device = device_of(denoiser) if device is None else device
     ids, known = layout(process, length, num if seeds is None else len(seeds), prompt, canvas, frozen, strength)
-    seeds = row_seeds(seed, seeds, len(ids))
-    options: dict[str, Any] = {"banned": banned, "repetition": repetition, "min_length": min_length, "stop": stop}
+    seeds, widths = row_seeds(seed, seeds, len(ids)), [len(row) for row in ids]
+    if whole_blocks:
+        ids, known = to_whole_blocks(denoiser.facts, ids, known, block, constraint is not None)
+    options: dict[str, Any] = {"banned": banned, "bias": bias, "repetition": repetition}
+    options |= {"min_length": min_length, "stop": stop}
     request = Request(
         process=process,
         denoiser=denoiser,
@@ -101,6 +110,7 @@ def sample(
         stop=stop,
         cond=cond,
         callback=callback,
+        late=checked_ids(process, "late", late),
     )
     request.check(constraint is not None)
     parts, groups = list[Samples](), alike(request, known, block)
@@ -123,4 +133,5 @@ def sample(
             parts.append(write(mine, *one, own))
         else:
             parts.append(by_blocks(mine, *one, own, width, cache, refresh))
-    return joined(parts, groups, 0 if stop is None else stop)
+    fill = 0 if stop is None else stop
+    return cut(joined(parts, groups, fill), widths, fill)

@@ -30,7 +30,7 @@ class Proposal:
     """``tokens`` (B, L): z, with a token in place of every position asked about; ``asked`` (B, L) says which.
 
     ``logp`` (n, K) is the model's law of those, row-major, and ``given`` the same given the constraint if there is one.
-    Scores are (B, L) float, -inf where nothing was asked.
+    Scores are (B, L) float, -inf where nothing was asked; a proposal that is to wait (``Draw.late``) is the least sure.
     """
 
     process: Categorical
@@ -59,9 +59,16 @@ class Proposal:
         out[self.asked] = values
         return out
 
+    def _scored(self, values: Tensor, least: float = 0.0) -> Tensor:
+        """Scores (n,) at their places, ``least`` for proposals that are to wait."""
+        if self.draw.late:
+            late = torch.tensor(self.draw.late, device=values.device)
+            values = values.masked_fill(torch.isin(self.tokens[self.asked], late), least)
+        return self.spread(values)
+
     def confidence(self, of: Of = "model") -> Tensor:
         """p of the token proposed."""
-        return self.spread(self.sure if of == "model" else log_prob_of(self.tokens[self.asked], self.law(of)).exp())
+        return self._scored(self.sure if of == "model" else log_prob_of(self.tokens[self.asked], self.law(of)).exp())
 
     @cached_property
     def sure(self) -> Tensor:
@@ -71,11 +78,12 @@ class Proposal:
     def margin(self, of: Of = "model") -> Tensor:
         """p of the likeliest token less that of the second."""
         best = self.law(of).topk(2, dim=-1).values.exp()
-        return self.spread(best[:, 0] - best[:, 1])
+        return self._scored(best[:, 0] - best[:, 1])
 
     def entropy(self, of: Of = "model") -> Tensor:
         """-sum p log p in nats."""
-        return self.spread(torch.special.entr(self.law(of).exp()).sum(-1))
+        values = torch.special.entr(self.law(of).exp()).sum(-1)
+        return self._scored(values, torch.finfo(values.dtype).max)
 
     def write(self, chosen: Tensor) -> Tensor:
         """The canvas with the tokens ``chosen`` (B, L) written, and then revised."""

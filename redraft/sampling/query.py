@@ -95,7 +95,7 @@ class Asked:
         """log p (n, K) of the positions ``where``, as if asked alone, and (m, K) of the written ones ``doubted``, as
         their shadow says it (``sampling.shadow``); both (B, W). Rows without a doubted position have no shadow.
 
-        Errors: ``ValueError`` for a denoiser that cannot be told what to read, or is told of positions already.
+        Errors: ``ValueError`` for a denoiser that cannot be told what to read, is told of positions already, or shifts.
         """
         self._check_shadow()
         rows, row = doubted.any(1), where.nonzero()[:, 0]
@@ -118,6 +118,11 @@ class Asked:
             raise ValueError(
                 "a shadow of the text needs a network that can be told what each position reads; this denoiser "
                 f"(attention {facts.attention!r}, caches={facts.caches}) cannot: use 'threshold', or 'wino:verify=0'"
+            )
+        if facts.shifted:
+            raise ValueError(
+                "a shadow of the text stands beside it, and this denoiser's logits are shifted: another position would "
+                "answer for each of its own; use 'threshold', or 'wino:verify=0'"
             )
         told = [name for name in OF_POSITIONS if name in as_condition(self.cond)]
         if told:

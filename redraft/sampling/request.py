@@ -31,7 +31,10 @@ class Writing(TypedDict, total=False):
     top_k: int
     repetition: float
     banned: Sequence[int]
+    bias: Mapping[int, float] | None
+    late: Sequence[int]
     block: int | None
+    whole_blocks: bool
     cache: str | None
     refresh: int | None
     constraint: Any
@@ -59,6 +62,7 @@ class Request:
     stop: int | None
     cond: Any
     callback: Callback | None
+    late: tuple[int, ...] = ()
     law: Law | None = None
     constraint: Constraint | None = None
     rows: list[int] = field(default_factory=list[int])
@@ -84,6 +88,11 @@ class Request:
             )
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps={self.steps}: take at least one")
+        if self.late and not proposes(self.sampler):
+            raise ValueError(
+                f"late={list(self.late)} needs a sampler that proposes tokens and writes some: 'low_confidence', "
+                "'threshold'"
+            )
         if constrained and not proposes(self.sampler):
             raise ValueError(
                 "a constraint needs a sampler that proposes tokens and writes some: 'low_confidence', 'threshold', "

@@ -120,6 +120,16 @@ class Samples:
         return self.cost.positions
 
 
+def cut(samples: Samples, widths: Sequence[int], fill: int = 0) -> Samples:
+    """Rows shortened to these widths, one each; what they cost stays what it was."""
+    most = max(widths)
+    tokens, logp = samples.tokens[:, :most], samples.logp[:, :most]
+    behind = torch.arange(tokens.shape[1], device=tokens.device) >= torch.tensor(widths, device=tokens.device)[:, None]
+    lengths = [min(pair) for pair in zip(samples.lengths, widths, strict=True)]
+    tokens, logp = tokens.masked_fill(behind, fill), logp.masked_fill(behind, torch.nan)
+    return replace(samples, tokens=tokens, logp=logp, lengths=lengths)
+
+
 def joined(parts: Sequence[Samples], rows: Sequence[Sequence[int]] | None = None, fill: int = 0) -> Samples:
     """Samples drawn apart as one: ``rows`` are their numbers in it, one after the other unless given.
 

@@ -45,7 +45,15 @@ def write(request: Request, ids: Tensor, frozen: Tensor, seeds: list[int]) -> Sa
         board.clean if given == "clean" else None,
         final=final,
     )
-    draw = Draw(frozen, generators, request.temperature, request.top_p, request.top_k, constraint=request.constraint)
+    draw = Draw(
+        frozen,
+        generators,
+        request.temperature,
+        request.top_p,
+        request.top_k,
+        constraint=request.constraint,
+        late=request.late,
+    )
     with Clock(cost, "rest"):
         z, halted = _refined(request, board, query, draw)
         tokens = board.shown(_shown(z, query) if halted else _finish(process, query, z, draw))

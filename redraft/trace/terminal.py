@@ -58,11 +58,11 @@ class Screen:
             self._console.print(head.append_text(text), soft_wrap=True)
 
 
-def coloured(record: Record, frame: Frame) -> Text:
-    """The draft on one line: masks are grey blocks, what is given cyan, what a step wrote green, what it wrote over
-    another token yellow, what it took back a magenta block."""
+def coloured(record: Record, frame: Frame, first: int = 0) -> Text:
+    """The draft on one line, from position ``first`` on: masks are grey blocks, what is given cyan, what a step wrote
+    green, what it wrote over another token yellow, what it took back a magenta block."""
     text, joint = Text(), ""
-    for word, mark in zip(record.words(frame), frame.marks, strict=True):
+    for word, mark in [*zip(record.words(frame), frame.marks, strict=True)][first:]:
         text.append(joint).append(word, STYLES[mark])
         joint = record.joint
     return text

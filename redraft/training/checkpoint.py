@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from redraft.recipes import Config, to_dict
 from redraft.training.ema import Ema
-from redraft.training.parallel import World
+from redraft.training.parallel import World, frozen
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -51,8 +51,9 @@ class Manifest:
 
 
 def state_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ema: Ema) -> dict[str, Tensor]:
-    """Every tensor that decides the rest of the run, by name; sharded tensors stay sharded."""
-    tensors = {f"model.{name}": tensor for name, tensor in cast(dict[str, Tensor], model.state_dict()).items()}
+    """Every tensor that decides the rest of the run and changes in it, by name; sharded tensors stay sharded."""
+    fixed, state = frozen(model), cast(dict[str, Tensor], model.state_dict())
+    tensors = {f"model.{name}": tensor for name, tensor in state.items() if name not in fixed}
     tensors |= {f"ema.{name}": tensor for name, tensor in ema.average.items()}
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:

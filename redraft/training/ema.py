@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from redraft.training.parallel import frozen
+
 
 class Ema:
     """average <- d average + (1 - d) weights after every step, with d = min(decay, (1 + step) / (10 + step)).
@@ -16,7 +18,9 @@ class Ema:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._parameters = dict(model.named_parameters()) if decay else {}
+        fixed = frozen(model)
+        trained = {name: one for name, one in model.named_parameters() if name not in fixed}
+        self._parameters = trained if decay else {}
         self.average: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()

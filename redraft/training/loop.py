@@ -23,28 +23,35 @@ from redraft.objectives import Objective, as_batch, at
 from redraft.processes import Channel, Process
 from redraft.processes.categorical import check_ids
 from redraft.processes.time import draw
-from redraft.randomness import row_generators
-from redraft.recipes.config import Config, to_dict
+from redraft.randomness import generator, row_generators
+from redraft.recipes.config import TrainConfig, to_dict
 from redraft.training import checkpoint, optim, parallel
 from redraft.training.ema import Ema
 from redraft.training.interrupts import Stop, interrupts
 from redraft.training.parallel import World
 from redraft.training.progress import Report
 
-TIMES, NOISE = 1, 2
+TIMES, NOISE, LENGTH = 1, 2, 5
 """What a draw is for: the second key after the seed, so that no two draws of a run share a stream."""
 
 
 _ROWS_AT_ONCE = 4096
 
 
+class Tree(Protocol):
+    """A frozen tree of fields (``recipes.config.frozen``), of which ``train`` acts here."""
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+
 class Rows(Protocol):
-    """Training rows, such as ``redraft.data.Packed``."""
+    """Training rows, such as ``redraft.data.Packed``. Those of a global batch are asked for together."""
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: NDArray[np.int64], /) -> Mapping[str, Any]:
-        """Arrays or tensors of the rows: ``ids`` (B, L), and ``segments``, ``valid`` where there are any."""
+        """Arrays or tensors of the rows: ``ids`` (B, L), and what else an ``objectives.Batch`` has."""
         ...
 
 
@@ -100,7 +107,7 @@ class State:
 
     def __init__(
         self,
-        config: Config,
+        config: Tree,
         model: nn.Module,
         process: Process,
         objective: Objective,
@@ -150,9 +157,13 @@ class State:
         """
         train, world, step = self.train, self.world, self.step
         drawn = indices(step, train.batch, len(self.rows), train.seed)
-        batches = [as_batch(self.rows.batch(drawn[share]), world.device) for share in self.shares]
+        whole = shortened(self.rows.batch(drawn), train, step)
+        batches = [
+            as_batch({name: one[share.start : share.stop] for name, one in whole.items()}, world.device)
+            for share in self.shares
+        ]
         tokens = count_tokens(batches, train.batch, world)
-        parts = dict[str, float]()
+        parts, counts = dict[str, float](), None
         objective = at(self.objective, step / train.steps)
         for share, batch in zip(self.shares, batches, strict=True):
             u = draw(train.times, (train.seed, TIMES, step), share, train.batch)
@@ -169,6 +180,14 @@ class State:
             sums = torch.stack([total(value.detach(), batch) for value in found.values()])
             for name, value in zip(found, (sums / tokens).tolist(), strict=True):
                 parts[name] = parts.get(name, 0.0) + value
+            if loss.counts is not None:
+                counts = (counts or 0.0) + float(total(loss.counts, batch))
+        if counts is not None:  # known only now that all noise is drawn
+            scale = tokens / (world.sum([counts])[0] or 1.0)
+            parts["loss"] *= scale
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
         return tokens, parts
 
     def divergence(self, reason: str) -> ValueError:
@@ -195,7 +214,7 @@ class State:
 
 
 def fit(
-    config: Config,
+    config: Tree,
     model: nn.Module,
     process: Process,
     objective: Objective,
@@ -310,11 +329,20 @@ def starting_point(out: Path, resume: bool) -> Path | None:
     return last
 
 
+def shortened(rows: Mapping[str, Any], train: TrainConfig, step: int) -> Mapping[str, Any]:
+    """A global batch, in a share ``train.random_length`` of the steps cut to a length drawn from 1 .. L (LLaDA)."""
+    if not train.random_length:
+        return rows
+    chance, place = torch.rand(2, generator=generator(train.seed, LENGTH, step), dtype=torch.float64).tolist()
+    length = 1 + int(place * rows["ids"].shape[1])
+    return {name: one[:, :length] for name, one in rows.items()} if chance < train.random_length else rows
+
+
 def count_tokens(batches: Sequence[Mapping[str, Tensor]], batch: int, world: World) -> float:
-    """Number of valid tokens of the global batch of ``batch`` rows."""
+    """Number of valid tokens of the global batch of ``batch`` rows; 1 where there are none."""
     if "valid" not in batches[0]:
         return float(batch * batches[0]["ids"].shape[1])
-    return world.sum([float(sum(int(one["valid"].sum()) for one in batches))])[0]
+    return world.sum([float(sum(int(one["valid"].sum()) for one in batches))])[0] or 1.0
 
 
 def total(values: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -331,10 +359,14 @@ def check_rows(rows: Rows, process: Process) -> None:
 
 
 def fingerprint(rows: Rows) -> str:
-    """SHA-256 of the number of rows and of a thousand of them: enough to notice that the text is another one."""
+    """SHA-256 of the number of rows and of a thousand of them: enough to notice that the text, or what counts of it,
+    is another."""
     n = len(rows)
-    sample = np.asarray(rows.batch(np.linspace(0, n - 1, 1000).astype(np.int64))["ids"])
-    return hashlib.sha256(f"{n} {sample.tolist()}".encode()).hexdigest()
+    sample = rows.batch(np.linspace(0, n - 1, 1000).astype(np.int64))
+    found = hashlib.sha256(f"{n} {np.asarray(sample['ids']).tolist()}".encode())
+    if "valid" in sample:
+        found.update(np.packbits(np.asarray(sample["valid"])).tobytes())
+    return found.hexdigest()
 
 
 class Clock:

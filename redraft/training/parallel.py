@@ -122,7 +122,7 @@ def place(model: nn.Module, config: TrainConfig, world: World) -> Distributed:
     Errors: ``ValueError`` if ``train.parallel`` asks for a group and there is none.
     """
     facts = cast(Facts, model.facts)
-    model.to(world.device, torch.float64 if config.precision == "float64" else torch.float32)
+    settle(model, world.device, torch.float64 if config.precision == "float64" else torch.float32)
     mixed = config.precision == "bfloat16"
     if config.parallel != "auto" and not world.grouped:
         raise ValueError(
@@ -142,6 +142,23 @@ def place(model: nn.Module, config: TrainConfig, world: World) -> Distributed:
     return Distributed(module, facts, world.device if mixed else None)
 
 
+def settle(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move ``model``, and give it a precision, but for weights that are not trained: those keep what they have."""
+    fixed = frozen(model)
+    if not fixed:
+        model.to(device, dtype)
+        return
+    model.to(device)
+    for name, one in [*model.named_parameters(), *model.named_buffers()]:
+        if one.is_floating_point() and name not in fixed:
+            one.data = one.data.to(dtype)
+
+
+def frozen(model: nn.Module) -> set[str]:
+    """The names, in its state, of parameters that are not trained; all names of one that has several."""
+    return {name for name, one in model.named_parameters(remove_duplicate=False) if not one.requires_grad}
+
+
 def shard(model: nn.Module, mixed: bool) -> nn.Module:
     """FSDP2, block by block, then what is left; every process starts from rank 0's weights."""
     for tensor in [*model.parameters(), *model.buffers()]:
@@ -157,9 +174,12 @@ def shard(model: nn.Module, mixed: bool) -> nn.Module:
 
 
 def full_state(model: nn.Module, world: World) -> dict[str, Tensor]:
-    """All weights and buffers, whole and on the CPU, on rank 0; empty elsewhere. Every process must call it."""
+    """What is trained, and buffers, whole and on the CPU, on rank 0; empty elsewhere. Every process must call it."""
     state: dict[str, Tensor] = {}
+    fixed = frozen(model)
     for name, tensor in cast(dict[str, Tensor], model.state_dict()).items():
+        if name in fixed:
+            continue
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if world.main:
             state[name] = whole.detach().cpu().clone()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
-from redraft.data import Tokenizer, build_tokenizer, parse_template, toy
+from redraft.data import Tokenizer, build_tokenizer, parse_template, sources, toy
 from redraft.data import tokenizers as module
 
 TEXT = "The sea is calm. [MASK] [EOS] [MASK:3]\tTab\r\nCRLF  two blanks — ça 日本 👩‍🚀🙂 \x00 </s> [PAD]\n\n "
@@ -323,8 +323,8 @@ def test_what_spells_a_mask_of_hugging_face_is_text(tmp_path: Path):
 
 def test_the_sample_for_bpe_is_bounded_and_spread():
     texts = ["".join(chr(97 + (i + j) % 26) for j in range(1000)) for i in range(100)]
-    assert list(module._spread(texts, 100_000)) == texts
-    sample = list(module._spread(texts, 10_000, piece=100))
+    assert list(sources.spread(texts, 100_000)) == texts
+    sample = list(sources.spread(texts, 10_000, piece=100))
     assert 5_000 <= sum(map(len, sample)) <= 10_100
     assert len(set(sample)) > 10
-    assert sample == list(module._spread(texts, 10_000, piece=100))
+    assert sample == list(sources.spread(texts, 10_000, piece=100))

@@ -16,6 +16,12 @@ import pytest
 
 from redraft import objectives, recipes, runs, studies
 from redraft.dglm.config import DGLMConfig
+from redraft.evaluation.answers import ESTIMATORS
+from redraft.handover.export import FORMATS
+from redraft.handover.serving import ENGINES
+from redraft.models.families import FAMILIES
+from redraft.presets import PRESETS
+from redraft.recipes.finetune import Finetune
 from redraft.sampling.samplers import REVISIONS, SAMPLERS, proposes
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +70,13 @@ def test_links_exist(page):
 @pages
 def test_fields_exist(page):
     known = recipes.field_names(DGLMConfig if page.name == "dglm.md" else recipes.Config)
+    known += recipes.field_names(Finetune) if page.name == "checkpoints.md" else []
     assert set(FIELD.findall(page.read_text("utf-8"))) <= set(known)
+
+
+def tuned():
+    """The fields of fine-tuning, but those of the training loop."""
+    return [name for name in recipes.field_names(Finetune) if name.partition(".")[0] not in ("recipe", "train", "eval")]
 
 
 @pytest.mark.parametrize(
@@ -75,8 +87,9 @@ def test_fields_exist(page):
         ("decoding.md", [name for name in SAMPLERS if proposes(SAMPLERS[name])] + [*REVISIONS]),
         ("sampling.md", [name for name, sampler in SAMPLERS.items() if not proposes(sampler)]),
         ("studies.md", studies.STUDIES),
+        ("checkpoints.md", [*FAMILIES, *PRESETS, *ESTIMATORS, *FORMATS, *ENGINES, *tuned()]),
     ],
-    ids=["recipes", "objectives", "decoding", "sampling", "studies"],
+    ids=["recipes", "objectives", "decoding", "sampling", "studies", "checkpoints"],
 )
 def test_every_name_has_its_line(page, names):
     text = (ROOT / "docs" / page).read_text("utf-8")

@@ -13,7 +13,8 @@ TOKENS = {f"T{n}" for n in range(31)} - {"T3"} | {"T0b", "T0c", "T2b", "T3a", "T
 VECTORS = {f"2.2.{n}" for n in range(1, 11)} | {f"18.{n}" for n in (2, 3, 4, 5, 6, 7, 13, 14, 15)}
 NUMBERS = sorted(TOKENS | VECTORS | {"11.6", "18.9"})
 ROW = re.compile(r"^\| (T\d+[a-c]?|2\.2\.\d+|1[18]\.\d+) \| (.+) \| ([^|]+) \|$", re.MULTILINE)
-LAW = re.compile(r"^\| ([^|]+) \| (.+) \| (`test_[^|]+) \|$", re.MULTILINE)
+LAW = re.compile(r"^\| ([^|]+) \| (.+) \| (`(?:\w+/)?test_[^|]+) \|$", re.MULTILINE)
+DECODED, RELEASED = "Decoding", "Released checkpoints and fine-tuning"
 DECODING = {
     *("batch_invariance", "caches", "conflicts", "constraints", "doubt", "grammar", "guided_decoding", "guided_rates"),
     *("lengths", "revisions", "selection", "smc"),
@@ -32,9 +33,15 @@ def named(function: ast.FunctionDef) -> set[str]:
 @functools.cache
 def law_tests() -> dict[str, set[str]]:
     """The numbers that each test of ``tests/laws`` names."""
+    return written("laws")
+
+
+@functools.cache
+def written(folder: str) -> dict[str, set[str]]:
+    """The tests of a folder, and the numbers that each names."""
     return {
         f"{path.name}::{node.name}": named(node)
-        for path in (ROOT / "tests" / "laws").glob("test_*.py")
+        for path in (ROOT / "tests" / folder).glob("test_*.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }
@@ -65,24 +72,35 @@ def test_every_law_is_tested_by_its_name(number):
         assert number in found[test], f"{test} does not name {number} in its name or docstring"
 
 
-def decoding() -> list[tuple[str, str, list[str]]]:
-    """The rows of the table of decoding: the law's name, what it states, and its tests."""
-    _, _, text = (ROOT / "docs" / "laws.md").read_text("utf-8").partition("\n## Decoding\n")
-    return [(name, says, re.findall(r"`([^`]+)`", cell)) for name, says, cell in LAW.findall(text)]
+def section(title: str) -> str:
+    """What stands below a heading, up to the next."""
+    _, _, text = (ROOT / "docs" / "laws.md").read_text("utf-8").partition(f"\n## {title}\n")
+    return text.partition("\n## ")[0]
 
 
-def test_every_law_of_decoding_has_one_row_and_its_tests():
+def laws(title: str) -> list[tuple[str, str, list[str]]]:
+    """The rows of a table that goes by names: the law's name, what it states, and its tests."""
+    return [(name, says, re.findall(r"`([^`]+)`", cell)) for name, says, cell in LAW.findall(section(title))]
+
+
+@pytest.mark.parametrize("title", [DECODED, RELEASED])
+def test_every_named_law_has_one_row_and_its_tests(title):
     """No row of the section is of another form, no name or statement stands twice, every test exists."""
-    _, _, text = (ROOT / "docs" / "laws.md").read_text("utf-8").partition("\n## Decoding\n")
-    rows, found = decoding(), law_tests()
-    assert len(rows) == sum(line.startswith("|") for line in text.splitlines()) - 2
+    rows = laws(title)
+    assert rows
+    assert len(rows) == sum(line.startswith("|") for line in section(title).splitlines()) - 2
     for told in zip(*[(name, says) for name, says, _ in rows], strict=True):
         assert len(set(told)) == len(told)
+    found = (
+        law_tests()
+        if title == DECODED
+        else {f"{folder}/{test}" for folder in ("laws", "parity", "unit", "e2e") for test in written(folder)}
+    )
     assert [test for _, _, tests in rows for test in tests if test not in found] == []
 
 
 def test_every_file_of_decodings_laws_is_in_its_table():
-    named_files = {test.partition("::")[0] for _, _, tests in decoding() for test in tests}
+    named_files = {test.partition("::")[0] for _, _, tests in laws(DECODED) for test in tests}
     assert {f"test_{name}.py" for name in DECODING} <= named_files
 
 

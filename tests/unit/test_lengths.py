@@ -162,7 +162,7 @@ def test_the_options_of_sample_reach_it(bytes_lm):
 
 
 def test_options_that_do_not_fit_are_refused_as_sample_does(lm):
-    with pytest.raises(ValueError, match="stop=True with a tokenizer that has no end of text"):
+    with pytest.raises(ValueError, match="stop=True with a model that has no end of text"):
         lm.generate(stop=True)
     uniform = small_lm(processes.uniform(13), time_conditioned=True)
     with pytest.raises(ValueError, match="block=2 with a uniform process"):

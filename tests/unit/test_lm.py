@@ -6,6 +6,7 @@ import torch
 from redraft import processes, runs
 from redraft.data import build_tokenizer
 from redraft.evaluation import mbr
+from redraft.evaluation.answers import split
 from redraft.lm import LM
 from redraft.models import Transformer, TransformerConfig
 from redraft.trace import Trace
@@ -240,3 +241,28 @@ def test_options_are_checked_where_nothing_is_to_be_drawn(lm):
         lm.edit("our cat", strength=0.0, temperature=-3)
     with pytest.raises(ValueError, match="clock of its own"):
         lm.edit("our cat", strength=0.5, sampler="remdm:strategy=loop")
+
+
+def test_the_model_says_what_ends_a_text_before_its_tokenizer():
+    from types import SimpleNamespace
+
+    from redraft.processes import Facts
+
+    words = build_tokenizer("bytes")
+    for declared, wanted in ((7, 7), (None, words.eos_id), (0, 0)):
+        lm = LM(SimpleNamespace(facts=Facts(eos_id=declared)), words, {"context": 8})
+        assert lm._stop(True) == lm.eos_id == wanted
+        assert lm._stop(3) == 3
+
+
+def test_a_word_that_is_the_mask_is_named():
+    """Where the mask is one of the vocabulary's words (DiffuLLaMA), a text that has it is no text of the model's."""
+    words = build_tokenizer("bytes")
+    words.mask_id = words.encode("x")[0]
+    assert words.encode("abc")
+    with pytest.raises(ValueError, match="the word 'x' of the text, at character 2, is the mask"):
+        words.encode("abxc")
+    with pytest.raises(ValueError, match="the word 'x'"):
+        split(words, "ab", "cx", 9)
+    with pytest.raises(ValueError, match="the word 'x'"):
+        words.encode_passages("abxc", [(0, 1)])

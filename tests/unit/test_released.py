@@ -110,7 +110,7 @@ def test_every_field_is_checked(name, tmp_path):
         ("mdlm", {"n_heads": 5}, "width 16 in 5 heads"),
         ("mdlm", {"time_conditioning": 1}, "'time_conditioning' is 1, expected bool"),
         ("mdlm", {"mask_token_id": 14}, "'mask_token_id' is 14, expected an id below vocab_size 14"),
-        ("mdlm", {"model_type": "llama"}, "'llama' is not supported; known are 'redraft' and .* mdlm, bd3lm, udlm"),
+        ("mdlm", {"model_type": "mamba"}, "'mamba' is not supported; known are 'redraft' and .* mdlm, bd3lm, udlm"),
         ("bd3lm", {"block_size": 4}, "block_size 4 does not divide model_length 6"),
         ("udlm", {"cfg": True}, "'cfg_num_classes' is -1"),
         ("duo", {"causal": True}, "'causal' is True"),
@@ -142,7 +142,8 @@ def test_the_family_comes_from_the_config_the_caller_or_last_the_name(tmp_path, 
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **how: asked.append(how) or str(tmp_path))
     assert runs.load("kuleshov-group/mdlm-owt").about["family"] == "mdlm"
-    assert asked == [{"allow_patterns": ["*.json", "*.safetensors", "*.jinja"]}], "no code is fetched, nor a pickle"
+    fetched = {"allow_patterns": ["*.json", "*.safetensors", "*.jinja", "merges.txt"], "ignore_patterns": ["*/*"]}
+    assert asked == [fetched], "no code is fetched, nor a pickle"
     with pytest.raises(ValueError, match="could be mdlm or duo"):
         runs.load("someone/duo_and_mdlm")
     write(tmp_path, LAYOUTS["udlm"])

@@ -148,6 +148,7 @@ OPTIONS = [
     ("masked", "maskgit", "maskgit:noise=0"),
     ("masked", "threshold:tau=1,of=drawn", "threshold:tau=1,of=drawn,strict=false"),
     ("masked", "threshold", "threshold:least=4"),
+    ("masked", "threshold:tau=0.6", "threshold:tau=0.6,whole=true"),
     ("masked", "threshold:tau=0.5", "threshold:tau=0.5,gap=4"),
     ("masked", "factor", "factor:factor=2.5"),
     ("masked", "factor", "factor:of=drawn"),

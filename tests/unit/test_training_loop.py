@@ -1,11 +1,13 @@
 """The loop: every option acts, a run that diverges or is interrupted stops whole, hooks see what they should."""
 
+import hashlib
 import os
 import re
 import signal
 import threading
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from parity import small
@@ -17,10 +19,12 @@ from redraft.models import Transformer, TransformerConfig
 from redraft.objectives import Loss
 from redraft.recipes.config import TrainConfig
 from redraft.training import Hooks, fit, latest, world
+from redraft.training.loop import fingerprint
 
 WEIGHTS = {
     "steps": 3, "batch": 4, "optimizer": "muon", "lr": 2e-3, "weight_decay": 0.1, "warmup": 0, "decay": 0.0,
     "clip": 0.1, "ema": 0.9, "times": "uniform", "precision": "float32", "seed": 1,
+    "random_length": 1.0,
 }  # fmt: skip
 """Options that decide the weights, each with a value unlike the small run's."""
 
@@ -479,3 +483,24 @@ def test_gaussian_process_trains(tmp_path):
     result = fit(small.config(), model, process, objectives.get("nelbo"), small.Rows(), out=tmp_path)
     assert torch.equal(result.weights["codebook"], process.codebook)
     assert result.loss < 20
+
+
+def test_rows_of_other_answers_are_other_rows():
+    """Their ids alike; rows of which all is learned are known by their ids, as before."""
+
+    class Answers(small.Rows):
+        def __init__(self, first):
+            super().__init__()
+            self.first = first
+
+        def batch(self, indices):
+            ids = torch.as_tensor(self.ids[indices])
+            if self.first is None:
+                return {"ids": ids}
+            return {"ids": ids, "valid": (torch.arange(ids.shape[1]) >= self.first).expand(ids.shape)}
+
+    plain, n = Answers(None), len(Answers(None))
+    ids = plain.ids[np.linspace(0, n - 1, 1000).astype(np.int64)]
+    assert fingerprint(plain) == hashlib.sha256(f"{n} {ids.tolist()}".encode()).hexdigest()
+    assert fingerprint(Answers(1)) == fingerprint(Answers(1))
+    assert len({fingerprint(plain), fingerprint(Answers(1)), fingerprint(Answers(2))}) == 3

@@ -7,11 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from redraft import processes
-from redraft.models.backbone import BackboneDenoiser, Meaning
-from redraft.models.decoder import Decoder, DecoderConfig
-from redraft.models.families.base import Family, Fields, Known, named_ids, of_type, replaced
-from redraft.models.weights import renamed
+from redraft.models.decoder import DecoderConfig
+from redraft.models.families.base import Family, Fields, Known, architectures, decoder, named, of_type
 
 TEMPLATE = (
     "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
@@ -36,8 +33,8 @@ NAMES = {
 
 
 def is_llada(config: Mapping[str, Any]) -> bool:
-    """LLaDA-MoE has the same model_type, and experts."""
-    return of_type("llada")(config) and "num_experts" not in config
+    """It has OLMo's words, or is said to be of that class: LLaDA-MoE and others have the same model_type."""
+    return of_type("llada")(config) and ("d_model" in config or "LLaDAModelLM" in architectures(config))
 
 
 def reads(fields: Fields) -> Known:
@@ -45,7 +42,8 @@ def reads(fields: Fields) -> Known:
     fields.refuse(
         alibi=False, rope=True, block_type="llama", layer_norm_type="rms", activation_type="silu", input_emb_norm=False,
         include_bias=False, bias_for_layer_norm=False, attention_layer_norm=False, scale_logits=False,
-        multi_query_attention=None, clip_qkv=None, layer_norm_with_affine=True,
+        multi_query_attention=None, clip_qkv=None, layer_norm_with_affine=True, rope_full_precision=True,
+        rope_scaling=None, quantization_config=None,
     )  # fmt: skip
     width, heads, vocab = fields("d_model", int), fields("n_heads", int), fields("vocab_size", int)
     rows = fields("embedding_size", int, vocab)
@@ -57,24 +55,21 @@ def reads(fields: Fields) -> Known:
         heads=heads,
         kv_heads=fields("n_kv_heads", int, heads),
         head_width=width // heads,
-        hidden=fields("mlp_hidden_size", int),
-        eps=fields("rms_norm_eps", float),
-        theta=fields("rope_theta", float),
+        hidden=fields("mlp_hidden_size", int, fields("mlp_ratio", int, 4) * width),
+        eps=fields.positive("rms_norm_eps"),
+        theta=fields.positive("rope_theta"),
         rotary=width // heads,
         qkv_bias=fields("include_qkv_bias", bool, False),
         tied=fields("weight_tying", bool),
     )
-    meaning = Meaning(processes.masked(rows, mask_id=fields.id("mask_token_id", rows)))
-    context = fields("max_sequence_length", int)
-    return Known(lambda: BackboneDenoiser(Decoder(network), meaning), context, named_ids(fields, rows))
+    return decoder(fields, network, fields.id("mask_token_id", rows), NAMES, fields("max_sequence_length", int))
 
 
 FAMILY = Family(
     "llada",
     is_llada,
     reads,
-    partial(renamed, stored_as=partial(replaced, names=NAMES)),
-    turn="<|eot_id|>",
+    partial(named, names=NAMES),
     template=TEMPLATE,
     decoding={"sampler": "low_confidence", "temperature": 0.0, "length": 128, "block": 32},
 )

@@ -1,0 +1,59 @@
+"""What is fetched of a Hub repository: data and nothing else, no code and no pickle."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from redraft.models.weights import PICKLED
+
+DATA = ("*.json", "*.safetensors", "*.jinja", "merges.txt")
+"""What is fetched of a repository, of the files that are in no folder of it."""
+_CONVERT = "https://huggingface.co/spaces/safetensors/convert"
+
+
+def parted(name: str) -> tuple[str, str | None]:
+    """``owner/name@revision`` as the repository and its branch, tag, commit or pull request (refs/pr/1), if any.
+
+    Errors: ``ValueError`` for what can be no repository's name.
+    """
+    repository, at, revision = name.partition("@")
+    parts = repository.split("/")
+    if len(parts) != 2 or not all(one.strip(".") for one in parts) or name.startswith((".", "~")):
+        raise ValueError(f"{name}: no such folder; pass the folder of a run, or a Hugging Face id like owner/name")
+    if at and not revision:
+        raise ValueError(f"{name}: no revision after the @; pass owner/name, or owner/name@REVISION")
+    return repository, revision or None
+
+
+def fetched(name: str, patterns: Sequence[str] = DATA) -> str:
+    """The folder into which a Hub repository's data files were fetched, those of some ``patterns``; see ``parted``.
+
+    Errors: ``ValueError`` for none of that name, or, where weights are asked for, one that has none but pickles.
+    """
+    repository, revision = parted(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    asked: dict[str, Any] = {} if revision is None else {"revision": revision}
+    try:
+        # only data is asked for: no code of a repository is ever fetched, still less run
+        folder = snapshot_download(repository, allow_patterns=list(patterns), ignore_patterns=["*/*"], **asked)
+        if "*.safetensors" in patterns and not any(Path(folder).glob("*.safetensors")):
+            raise ValueError(_without(name, repository, asked))
+        return folder
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name}: no such folder, and not to be had from the Hugging Face Hub ({reason})") from None
+
+
+def _without(name: str, repository: str, asked: dict[str, Any]) -> str:
+    """Why a repository has no weights for us."""
+    from huggingface_hub import list_repo_files
+
+    pickled = sorted(one for one in list_repo_files(repository, **asked) if one.endswith(PICKLED))
+    if not pickled:
+        return f"{name}: no safetensors file in it, and weights are read from nowhere else; pass another repository"
+    return (
+        f"{name}: its weights are a pickle ({pickled[0]}), which can run code when it is read, so it is not fetched; "
+        f"have it converted to safetensors ({_CONVERT}) and pass {repository}@refs/pr/NUMBER, the pull request of that"
+    )
