@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -164,24 +165,33 @@ def test_on_a_terminal(llada):
     os.close(slave)
     said = ""
 
-    def until(word):
+    def until(word, nudge=lambda: None):
+        """What is said up to a word; ``nudge`` is done every second that nothing is."""
         nonlocal said
-        while word not in said:
-            said += os.read(master, 4096).decode("utf-8", "replace")
-        found, said = said, said.split(word, 1)[1]
-        return found
+        for _ in range(120):
+            if word in said:
+                found, said = said, said.split(word, 1)[1]
+                return found
+            if select.select([master], [], [], 1.0)[0]:
+                said += os.read(master, 4096).decode("utf-8", "replace")
+            else:
+                nudge()
+        child.kill()
+        raise AssertionError(f"{word!r} was not said, but {said!r}")
 
     until("/help")
     until("> ")
     os.write(master, b"hi\n")
     drafts = until("\x1b[?25h")
     until("> ")
-    child.send_signal(signal.SIGINT)
-    until("To leave: /quit")
-    os.write(master, b"\x04")
-    with suppress(OSError):  # the other side is closed
-        while os.read(master, 4096):
-            pass
+    # one that comes between the prompt and the wait for a line is heard with the next
+    until("To leave: /quit", lambda: child.send_signal(signal.SIGINT))
+    until("> ")
+    for _ in range(60):  # what is typed before the wait for a line is not always heard either
+        os.write(master, b"\x04")
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=1)
+            break
     assert child.wait(timeout=30) == 0
     assert "step 1/" in drafts
     os.close(master)
