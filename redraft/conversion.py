@@ -15,14 +15,13 @@ from torch import Tensor
 from redraft import processes
 from redraft.data import Tokenizer
 from redraft.data.tokenizers import MASK
-from redraft.dglm.pretrained import quiet, refusing
 from redraft.errors import unknown
 from redraft.lm import LM
 from redraft.models import folder as folders
 from redraft.models.backbone import Meaning
 from redraft.models.families import FAMILIES, a2d
 from redraft.models.families.base import Fields, added_tokens
-from redraft.models.hub import fetched
+from redraft.models.hub import fetched, quiet, refusing
 from redraft.models.placement import precision
 from redraft.models.weights import put
 from redraft.processes import Categorical

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from redraft.dglm import pretrained
+from redraft.models.hub import quiet
 
 _AT_ONCE = 64
 
@@ -43,7 +44,7 @@ class Encoder:
         return cls(model, pretrained.tokenizer(name, "encoder", local), length)
 
     def save(self, folder: Path) -> None:
-        with pretrained.quiet():
+        with quiet():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 

@@ -3,33 +3,16 @@
 Or made here in the same layout, small and random, with tokenizers learnt from the training text.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from redraft.data import Tokenizer, build_tokenizer
+from redraft.models.hub import quiet, refusing
 
 TINY_VOCAB = 512
-
-
-@contextmanager
-def quiet() -> Generator[None]:
-    """Inside, ``transformers`` shows no progress bars and no remarks: what is wrong with a model, we say ourselves."""
-    from transformers.utils import logging
-
-    shown: bool = logging.is_progress_bar_enabled()  # pyright: ignore[reportAttributeAccessIssue]
-    verbosity: int = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
 
 
 def config(name: str, what: str, local: bool = False) -> Any:
@@ -73,18 +56,6 @@ def tokenizer(name: str, what: str, local: bool = False) -> Any:
     if not getattr(made, "is_fast", False):
         raise ValueError(f"the {what} {name!r} has no tokenizer.json; convert its tokenizer to a fast one first")
     return made
-
-
-@contextmanager
-def refusing(name: str, what: str) -> Generator[None]:
-    """Whatever goes wrong inside, from no network to a damaged file, is one ``ValueError`` of one line."""
-    try:
-        yield
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        pickled = sorted(path.name for path in Path(name).glob("*.bin")) if Path(name).is_dir() else []
-        fix = f"{pickled[0]} is a pickle, which is never read: convert it" if pickled else "pass its folder or Hub id"
-        raise ValueError(f"cannot load the {what} {name!r} ({reason}); {fix}, with model.safetensors") from None
 
 
 # --------------------------------------------------------------------------------------------------------- small ones

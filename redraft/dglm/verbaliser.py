@@ -15,6 +15,7 @@ from redraft.data.tokenizers import pretrained as pretrained_tokenizer
 from redraft.dglm import pretrained
 from redraft.dglm.config import VerbaliserConfig
 from redraft.dglm.encoder import padded
+from redraft.models.hub import quiet
 from redraft.randomness import Generators, categorical, rand, randn
 from redraft.sampling.contract import tempered
 
@@ -52,7 +53,7 @@ class Verbaliser(nn.Module):
 
     def save(self, folder: Path) -> None:
         """The decoder and its tokenizer; ``soften`` is kept elsewhere."""
-        with pretrained.quiet():
+        with quiet():
             self.decoder.save_pretrained(folder)
         self.tokenizer.save(folder)
 

@@ -1,6 +1,7 @@
-"""What is fetched of a Hub repository: data and nothing else, no code and no pickle."""
+"""What is fetched of a Hub repository: data and nothing else, no code and no pickle. How ``transformers`` is asked."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,35 @@ def fetched(name: str, patterns: Sequence[str] = DATA) -> str:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name}: no such folder, and not to be had from the Hugging Face Hub ({reason})") from None
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Inside, ``transformers`` shows no progress bars and no remarks: what is wrong with a model, we say ourselves."""
+    from transformers.utils import logging
+
+    shown: bool = logging.is_progress_bar_enabled()  # pyright: ignore[reportAttributeAccessIssue]
+    verbosity: int = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def refusing(name: str, what: str) -> Generator[None]:
+    """Whatever goes wrong inside, from no network to a damaged file, is one ``ValueError`` of one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        pickled = sorted(path.name for path in Path(name).glob("*.bin")) if Path(name).is_dir() else []
+        fix = f"{pickled[0]} is a pickle, which is never read: convert it" if pickled else "pass its folder or Hub id"
+        raise ValueError(f"cannot load the {what} {name!r} ({reason}); {fix}, with model.safetensors") from None
 
 
 def _without(name: str, repository: str, asked: dict[str, Any]) -> str:

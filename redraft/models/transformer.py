@@ -194,9 +194,10 @@ class Transformer(nn.Module):
         attention = self.config.attention
         pattern = contexts.readable(z, cond, attention, self.config.block, self.config.process.get("mask_id"))
         reading = Reading(rotary, pattern, attention == "causal", cond.get("cache"), cond.get("store", False))
-        for block in self.blocks[:-1]:
+        *blocks, last = self.blocks  # a slice would make a new list of modules every time
+        for block in blocks:
             x = block(x, reading, code)
-        x = self.blocks[-1](x, reading, code, where)
+        x = last(x, reading, code, where)
         if where is not None:  # the chosen positions as rows of length one
             z, t = z[where][:, None], per_position(t).expand(where.shape)[where]
             gamma = None if gamma is None else gamma.expand(where.shape)[where][:, None]

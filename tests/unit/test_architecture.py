@@ -31,6 +31,7 @@ ORDER = [
     "lm",
     "trace",
     "continuation",
+    "conversion",
     "runs",
     "distillation",
     "finetuning",
@@ -42,7 +43,6 @@ ORDER = [
     "chatting",
     "handover",
     "dglm",
-    "conversion",
     "listing",
     "cli",
 ]
