@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from redraft.data import read_documents, split_held_out
-from redraft.runs import machine
+from redraft.records import machine
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 import redraft as rd
-from redraft import guidance, runs
+from redraft import guidance, records, runs
 from redraft.data import toy
 from redraft.guidance import Constraint, Control, LogLikelihood
 from redraft.processes import Denoiser, Gaussian
@@ -175,7 +175,7 @@ def main() -> None:
     classifying = time.time() - started
     report: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
-        "machine": runs.machine(),
+        "machine": records.machine(),
         "recipe": "toy_gaussian",
         "training_seconds": round(training, 1),
         "classifier_steps": options.steps,

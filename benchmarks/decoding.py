@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redraft import processes, runs
+from redraft import processes, records
 from redraft.models import Transformer, TransformerConfig
 from redraft.models.layers import Cache
 from redraft.processes import Facts
@@ -55,7 +55,7 @@ def main() -> None:
                 found["cells"].append(cell(model, length, options.written, options.rounds, options.seed))
                 print(json.dumps(found["cells"][-1]), file=sys.stderr)
                 shape = {"written": options.written, "block": BLOCK, "rounds": options.rounds, "seed": options.seed}
-                report = {**shape, **found, "machine": runs.machine(), "load": os.getloadavg()}
+                report = {**shape, **found, "machine": records.machine(), "load": os.getloadavg()}
                 report["command"] = " ".join(["python", *sys.argv])
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 options.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from redraft import runs
+from redraft import records, runs
 from redraft.evaluation import variety
 from redraft.lm import LM
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="training steps (each recipe's own unless given)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/families.json"))
     options = parser.parse_args()
-    report: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "machine": runs.machine(), "recipes": {}}
+    report: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "machine": records.machine(), "recipes": {}}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for recipe in options.recipes:
         report["recipes"][recipe] = measure(recipe, options.steps)

@@ -31,7 +31,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from redraft import objectives, runs
+from redraft import objectives, records, runs
 from redraft.data import Packed, Tokenizer
 from redraft.models import Transformer
 from redraft.objectives import OBJECTIVES
@@ -70,7 +70,7 @@ def main() -> None:
         "entries": found,
         "not_measured": refused,
         "goal": f"udlm and duo: cpu_time_ratio at most 1.25; peak_logits no more than of {UNIT!r}",
-        "machine": runs.machine(),
+        "machine": records.machine(),
         "command": " ".join(["python", *sys.argv]),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

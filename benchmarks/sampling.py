@@ -22,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from redraft import recipes, runs
+from redraft import recipes, records, runs
 from redraft.data import Tokenizer
 from redraft.models import Transformer
 from redraft.processes import Process
@@ -78,7 +78,7 @@ def main() -> None:
         }
         print(f"{name:<32}{json.dumps(found[name])}", file=sys.stderr)
     shape = {name: value for name, value in vars(options).items() if name != "out"}
-    report = {**shape, "entries": found, "machine": runs.machine()}
+    report = {**shape, "entries": found, "machine": records.machine()}
     report["command"] = " ".join(["python", *sys.argv])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -28,7 +28,7 @@ from redraft.files import write_text
 from redraft.finetuning import finetune
 from redraft.finetuning.rows import Example, examples
 from redraft.lm import LM
-from redraft.runs import machine
+from redraft.records import machine
 from redraft.sampling import sample
 
 WIDTH, DEPTH, VOCAB, LENGTH = 96, 2, 4096, 512

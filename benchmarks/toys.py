@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from redraft.data import toy
-from redraft.runs import machine
+from redraft.records import machine
 
 RECIPES = ("toy_masked", "toy_uniform", "toy_hybrid", "toy_gaussian")
 ALLOWED = {"toy_gaussian": 0.15}

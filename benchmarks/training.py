@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from redraft import objectives, recipes, runs
+from redraft import objectives, recipes, records, runs
 from redraft.data import load_data
 from redraft.models import Transformer
 from redraft.objectives import as_batch
@@ -52,7 +52,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     report = (utilisation(options) if options.utilisation else compare(options)) | {
-        "machine": runs.machine(),
+        "machine": records.machine(),
         "command": " ".join(["python", *sys.argv]),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

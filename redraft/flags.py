@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="A run's folder, a saved model, or a Hugging Face id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Record = Annotated[Path | None, typer.Option("--out", help="Also store it as a file; see: redraft report.")]
 Corpus = Annotated[str | None, typer.Option(help="File, folder, corpus or Hub data set; field data.source.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the folder.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]

@@ -1,7 +1,6 @@
 """What a command prints: rows for people or one line of JSON on standard output, remarks on standard error."""
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,21 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from redraft.records import plain
+
 if TYPE_CHECKING:
     from redraft.lm import LM, Generation
 
 
 def print_json(value: Mapping[str, Any]) -> None:
     """One line of JSON; numbers that JSON cannot write are null."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: finite(one) for name, one in value.items()}
-        if isinstance(value, list):
-            return [finite(one) for one in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    typer.echo(json.dumps(finite(value)))
+    typer.echo(json.dumps(plain(value)))
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:

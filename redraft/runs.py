@@ -1,7 +1,6 @@
 """From a recipe to a trained model, and from a folder or Hub id to a model: ``train`` and ``load``."""
 
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -31,6 +30,7 @@ from redraft.processes.per_token import frequency_scores, usual_exponents
 from redraft.publishing import RESULTS
 from redraft.randomness import Device, derive, generator
 from redraft.recipes import Config, ProcessConfig
+from redraft.records import commit, machine
 from redraft.sampling import sample
 from redraft.training import Hooks, fit, parallel
 from redraft.training.loop import starting_point
@@ -363,24 +363,11 @@ def finished(lm: LM, out: Path, config: Any, measured: Likelihood | None, second
         **more,
         "seconds": round(seconds, 1),
         "recipe": recipe,
+        "commit": commit(),
         "machine": machine(),
     }
     lm.save(out)
     write_text(out / RESULTS, json.dumps(lm.results, indent=2) + "\n")
 
 
-def machine() -> dict[str, Any]:
-    """What a figure was measured on: processor, threads, GPU, and versions."""
-    from redraft import __version__
-
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "redraft": __version__,
-    }
-
-
-__all__ = ["Run", "build", "configure", "finished", "load", "machine", "train"]
+__all__ = ["Run", "build", "configure", "finished", "load", "train"]

@@ -181,7 +181,7 @@ def _child(connection: Connection, measure: Measure, cell: Cell, folder: Path, l
         os.dup2(file.fileno(), 2)
     import torch
 
-    from redraft.runs import machine
+    from redraft.records import machine
 
     torch.set_num_threads(1)
     started = time.process_time()

@@ -35,7 +35,10 @@ def test_evaluate_json_is_what_the_api_measures(run, models):
     done = run("evaluate", models(), "--data", "toy", "--draws", 2, "--rows", 20, "--seed", 5, "--json")
     assert done.stderr == ""
     found = json.loads(done.stdout)
-    assert found == redraft.load(models()).evaluate("toy", draws=2, rows=20, seed=5).to_dict()
+    made = found.pop("made")
+    assert found == {"model": models()} | redraft.load(models()).evaluate("toy", draws=2, rows=20, seed=5).to_dict()
+    assert made["seeds"] == [5]
+    assert made["machine"]["redraft"] == redraft.__version__
     assert found["bits_per_char_error"] > 0
     assert found["estimator"]
 

@@ -12,6 +12,7 @@ ROOT = Path(redraft.__file__).parent
 ORDER = [
     "errors",
     "files",
+    "records",
     "randomness",
     "data",
     "schedules",
@@ -39,6 +40,7 @@ ORDER = [
     "options",
     "printing",
     "flags",
+    "measuring",
     "drafting",
     "chatting",
     "handover",
