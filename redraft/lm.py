@@ -13,31 +13,17 @@ from redraft import answering, presets, publishing
 from redraft.data import Tokenizer, load_text
 from redraft.data.chat import Message
 from redraft.evaluation import AnswerScore, Likelihood, answers, likelihood
-from redraft.generation import (
-    WHICH,
-    Generation,
-    Options,
-    Row,
-    canvas_of,
-    doubts,
-    filled,
-    in_parts,
-    numbered,
-    only,
-    paired,
-    room,
-)
+from redraft.generation import Generation, Options, filled
 from redraft.models import Transformer, folder, released
 from redraft.models.families.base import Released
 from redraft.models.placement import DeviceMap, precision
 from redraft.processes import Process, absorbing
 from redraft.processes.base import device_of
 from redraft.randomness import Device
-from redraft.sampling import Cost, Samples, sample, samplers, semi_autoregressive
+from redraft.sampling import Cost, Samples, samplers
 from redraft.sampling.contract import proposes
-from redraft.sampling.growth import Elastic, Growth, elastic, grown
-from redraft.sampling.lengths import best_of, scoring
-from redraft.sampling.steps import joined
+from redraft.sampling.growth import Elastic, Growth
+from redraft.writing import Writer, doubts, paired, room
 
 
 class LM:
@@ -105,6 +91,10 @@ class LM:
         """The id that ends a text: what config.json says it is, or else the tokenizer; None where neither does."""
         return self.tokenizer.eos_id if (eos := self.denoiser.facts.eos_id) is None else eos
 
+    @property
+    def _writer(self) -> Writer:
+        return Writer(self.process, self.denoiser, self.device, self.context, self.eos_id)
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text; text that spells a special token is text. Errors: ``ValueError``, see ``Tokenizer.encode``."""
         return self.tokenizer.encode(text, pad=False)
@@ -146,11 +136,12 @@ class LM:
         if grow is not False and stride is not None:
             raise ValueError(f"stride={stride} with grow: a text grows within the context; leave one out")
         if grow is not False:
-            return self._grow(prompts, wanted, Growth() if grow is True else grow, options)
-        if stride is None:
-            rows = [[*ids, *[None] * more] for ids, more in zip(prompts, wanted, strict=True)]
-            return self._read(self._write(rows, options))
-        return self._slide(prompts, wanted, stride, options)
+            how = Growth() if grow is True else grow
+            return self._read(self._writer.growing(prompts, wanted, how, options))
+        if stride is not None:
+            return self._read(self._writer.sliding(prompts, wanted, stride, options))
+        rows = [[*ids, *[None] * more] for ids, more in zip(prompts, wanted, strict=True)]
+        return self._read(self._writer.rows(rows, options))
 
     def chat(
         self,
@@ -175,30 +166,7 @@ class LM:
         usual = presets.usual(self._decoding, preset, self.tokenizer)
         told = answering.speaks(self.tokenizer, self.about, template, turn)
         asked = answering.asked(told, messages, self.context, length, options, usual)
-        return asked.read(self._write([asked.row], asked.options), self.decode)
-
-    def _grow(self, prompts: list[list[int]], wanted: list[int], how: Growth, options: Options) -> Generation:
-        """Prompts continued by as much as the model wants, at most what is ``wanted``."""
-        common = only(options, "grow", "stop") | {"device": self.device, "stop": self._stop(options.get("stop", True))}
-        own, seeds = numbered(options, len(prompts))
-        parts = {"prompt": [prompts[row] for row in own], "length": [wanted[row] for row in own], "seeds": seeds}
-        widths = [len(prompts[row]) + wanted[row] for row in own]
-        return self._read(in_parts(partial(grown, self.process, self.denoiser, growth=how), widths, common, parts))
-
-    def _slide(self, prompts: list[list[int]], wanted: list[int], stride: int, options: Options) -> Generation:
-        """Prompts continued through a window, one after the other."""
-        for name in ("stop", "min_length", "constraint", "block", "cache"):
-            if options.get(name) not in (None, False) and (name != "min_length" or options.get(name)):
-                raise ValueError(f"{name}={options.get(name)!r} with a stride: it is of one window; leave one out")
-        own, seeds = numbered(options, len(prompts))
-        found = list[Samples]()
-        for row, (ids, more) in enumerate(zip(prompts, wanted, strict=True)):
-            window = {"window": self.context, "stride": stride, "prompt": ids, "length": more}
-            write = partial(semi_autoregressive, self.process, self.denoiser, **window)
-            mine = {"seeds": [seed for seed, of in zip(seeds, own, strict=True) if of == row]}
-            widths = [self.context] * len(mine["seeds"])
-            found.append(in_parts(write, widths, self._common(options), mine, own.index(row)))
-        return self._read(joined(found))
+        return asked.read(self._writer.rows([asked.row], asked.options), self.decode)
 
     def infill(self, text: str, *, marks: Elastic | None = None, **options: Unpack[Options]) -> Generation:
         """Fill the gaps of ``text``: ``[MASK]`` is one token, ``[MASK:3]`` three; ``\\[MASK]`` is the text itself.
@@ -222,17 +190,10 @@ class LM:
         if marks is not None and len(rows) > 1:
             raise ValueError(f"{text[:80]!r} with marks, which find the length themselves: give gaps one to begin with")
         if marks is not None:
-            return self._stretch(rows[()], marks, options)
+            return self._read(self._writer.stretching(rows[()], marks, options))
         if () in rows:
-            return self._read(self._write([rows[()]], options))
-        common = self._common(options)
-        common["sampler"] = scoring(self.process, options.get("sampler"))
-        write, (_, seeds) = partial(sample, self.process, self.denoiser), numbered(options, 1)
-
-        def write_all(**own: Sequence[Any]) -> Samples:
-            return in_parts(write, [len(ids) for ids in own["canvas"]], common, own)
-
-        samples, tried = best_of(write_all, [canvas_of(row) for row in rows.values()], seeds, common.get("stop"))
+            return self._read(self._writer.rows([rows[()]], options))
+        samples, tried = self._writer.best_of(list(rows.values()), options)
         return replace(self._read(samples), lengths=list(rows), tried=tried)
 
     def edit(
@@ -275,47 +236,13 @@ class LM:
             strength = (1.0 if absorbing(self.process) else 0.5) if strength is None else strength
             free, thought, cost = doubts(self.process, self.denoiser, canvas, free, doubt, below if strength else 0.0)
         strength = (0.5 if strength is None else strength) if bool(free.any()) else 0.0
-        _, seeds = numbered(options, 1)
-        parts = {"canvas": [canvas] * len(seeds), "frozen": [~free] * len(seeds), "seeds": seeds}
-        write = partial(sample, self.process, self.denoiser, strength=strength)
-        samples = in_parts(write, [len(ids)] * len(seeds), self._common(options), parts)
-        samples.cost.add(replace(cost, of_rows=cost.of_rows * len(seeds)))
+        samples = self._writer.redrafting(canvas, free, strength, options)
+        samples.cost.add(replace(cost, of_rows=cost.of_rows * len(samples.tokens)))
         return replace(self._read(samples), doubt=thought)
 
     def _refuse_strength(self, options: Options) -> None:
         if "strength" in options:
             raise ValueError(f"strength={options['strength']} is of redrafting a text that is there: use edit")
-
-    def _stretch(self, row: Row, marks: Elastic, options: Options) -> Generation:
-        """Fill a canvas whose length the model changes, as far as the context has room."""
-        marks = replace(marks, budget=min(marks.budget, self.context - len(row)))
-        common, (_, seeds) = only(options, "marks", "sampler") | {"device": self.device}, numbered(options, 1)
-        canvas, frozen = canvas_of(row)
-        parts = {"canvas": [canvas] * len(seeds), "frozen": [frozen] * len(seeds), "seeds": seeds}
-        write = partial(elastic, self.process, self.denoiser, marks=marks)
-        return self._read(in_parts(write, [len(row) + marks.budget] * len(seeds), common, parts))
-
-    def _write(self, rows: Sequence[Row], options: Options) -> Samples:
-        """Draw texts of canvases, None where they are free."""
-        own, seeds = numbered(options, len(rows))
-        made = [canvas_of(rows[row]) for row in own]
-        parts = {"canvas": [ids for ids, _ in made], "frozen": [known for _, known in made], "seeds": seeds}
-        write = partial(sample, self.process, self.denoiser)
-        return in_parts(write, [len(rows[row]) for row in own], self._common(options), parts)
-
-    def _stop(self, stop: bool | int) -> int:
-        """The id that ends a text. Errors: ``ValueError`` for a model without one."""
-        if not isinstance(stop, bool):
-            return stop
-        if self.eos_id is None:
-            raise ValueError("stop=True with a model that has no end of text: pass the id of a token")
-        return self.eos_id
-
-    def _common(self, options: Options) -> dict[str, Any]:
-        """The options as ``sample`` takes them, but which texts."""
-        common: dict[str, Any] = {name: value for name, value in options.items() if name not in WHICH}
-        ends = {} if (stop := common.pop("stop", False)) is False else {"stop": self._stop(stop)}
-        return common | ends | {"device": self.device}
 
     def _read(self, samples: Samples) -> Generation:
         rows = zip(samples.tokens, samples.lengths, strict=True)

@@ -62,7 +62,7 @@ def test_a_gap_of_unknown_length_is_the_best_of_given_ones(bytes_lm):
 
 def test_memory_stays_bounded_whatever_is_tried(bytes_lm, monkeypatch):
     whole = bytes_lm.infill("a [MASK:2-5] b", num=4, seed=1)
-    monkeypatch.setattr("redraft.generation.POSITIONS_AT_ONCE", 20)
+    monkeypatch.setattr("redraft.writing.POSITIONS_AT_ONCE", 20)
     seen = []
     parts = bytes_lm.infill(
         "a [MASK:2-5] b", num=4, seed=1, callback=lambda step: seen.append((step.tokens.numel(), step.rows))

@@ -10,6 +10,7 @@ from redraft.evaluation.answers import split
 from redraft.lm import LM
 from redraft.models import Transformer, TransformerConfig
 from redraft.trace import Trace
+from redraft.writing import Writer
 
 
 def toy_lm(process=None, **options):
@@ -251,8 +252,9 @@ def test_the_model_says_what_ends_a_text_before_its_tokenizer():
     words = build_tokenizer("bytes")
     for declared, wanted in ((7, 7), (None, words.eos_id), (0, 0)):
         lm = LM(SimpleNamespace(facts=Facts(eos_id=declared)), words, {"context": 8})
-        assert lm._stop(True) == lm.eos_id == wanted
-        assert lm._stop(3) == 3
+        writer = Writer(None, lm.denoiser, torch.device("cpu"), 8, lm.eos_id)
+        assert writer.end(True) == lm.eos_id == wanted
+        assert writer.end(3) == 3
 
 
 def test_a_word_that_is_the_mask_is_named():
