@@ -36,7 +36,12 @@ class Computed(nn.Module):
         self._computed = _computed(network)
 
     def follow(self, z: Tensor) -> None:
-        """Move what is computed to where z is; weights may have been put there one by one."""
+        """Move what is computed to where z is; weights may have been put there one by one, and in other precisions.
+
+        In float64 experts are asked one by one, since nothing multiplies groups of rows of it.
+        """
+        if self.network.dtype == torch.float64 and self.network.config._experts_implementation == "grouped_mm":
+            self.network.set_experts_implementation("eager")
         for owner, name in self._computed:
             if (tensor := owner._buffers[name]) is not None and tensor.device != z.device:
                 owner._buffers[name] = tensor.to(z.device)

@@ -1,24 +1,50 @@
-"""Families on networks of ``transformers``: BERT and its kin, DiffuGPT and DiffusionGemma."""
+"""Families on networks of ``transformers``: BERT and its kin, DiffuGPT, and causal models made to denoise."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from parity.borrowed import BERT, GPT, LAYOUTS, PAD, PLAIN, bert_shapes
-from parity.checkpoints import EOS, VOCAB, Layout, M, filled, tokenizer_files
+from parity import plain
+from parity.borrowed import BERT, GPT, LAYOUTS, PAD, PLAIN, bert_shapes, gpt_shapes, plain_gpt
+from parity.checkpoints import EOS, SDAR, VOCAB, Layout, M, qwen2_shapes, tokenizer_files
 from parity.test_families import contents, in_two, rewrite
 from redraft import runs
+from redraft.models.borrowed import borrow
 from redraft.models.families import FAMILIES
 from redraft.models.released import family_of
-from redraft.sampling import sample
 
 L = 11
 FAMILY = {"diffugpt": "diffugpt"}
+GPT_2 = {
+    name.replace("denoise_model", "transformer").replace("embed_tokens", "transformer.wte"): name
+    for name in gpt_shapes(GPT)
+    if name != "lm_head.weight"
+}
+"""GPT-2's own names, and DiffuGPT's, which has a head besides."""
+
+
+def gpt_2_shapes(config):
+    return {name: gpt_shapes(config)[old] for name, old in GPT_2.items()}
+
+
+def plain_gpt_2(config, w, z, reads):
+    w = {old: w[name] for name, old in GPT_2.items()}
+    return plain_gpt(config, w | {"lm_head.weight": w["embed_tokens.weight"]}, z, reads)
+
+
+QWEN_3 = {key: value for key, value in SDAR.items() if key not in ("auto_map", "block_size")}
+A2D = {
+    "a2d-qwen3": Layout(QWEN_3 | {"model_type": "a2d-qwen3"}, partial(qwen2_shapes, bias=False, norms=True)),
+    "a2d-gpt2": Layout(GPT | {"model_type": "a2d-gpt2", "diffusion": {"shift": True}}, gpt_2_shapes, shift=True),
+}
+"""Causal models made to denoise: a network that ours computes, and one that is borrowed."""
+EVERY, NETWORKS = LAYOUTS | A2D, PLAIN | {"a2d-qwen3": plain.llama, "a2d-gpt2": plain_gpt_2}
 families = pytest.mark.parametrize("name", LAYOUTS)
+every = pytest.mark.parametrize("name", EVERY)
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +54,7 @@ def no_gradients():
 
 
 def load(folder, name, **changed):
-    layout = LAYOUTS[name]
+    layout = EVERY[name]
     return runs.load(layout.write(folder, **changed), family=layout.asked)
 
 
@@ -41,7 +67,7 @@ def plainly(folder, name, z, reads=None):
     tensors = load_file(folder / "model.safetensors")
     w = {key: value.double().numpy() for key, value in tensors.items()}
     reads = np.ones((z.shape[1],) * 2, bool) if reads is None else reads
-    return torch.from_numpy(np.stack([PLAIN[name](LAYOUTS[name].config, w, row.numpy(), reads) for row in z]))
+    return torch.from_numpy(np.stack([NETWORKS[name](EVERY[name].config, w, row.numpy(), reads) for row in z]))
 
 
 def same(a, b, atol=1e-6):
@@ -51,7 +77,7 @@ def same(a, b, atol=1e-6):
 # ---------------------------------------------------------------------------------------------------------- networks
 
 
-@families
+@every
 def test_logits_are_those_of_the_plain_network(name, tmp_path):
     denoiser = load(tmp_path, name).denoiser.double()
     same(denoiser.logits(ids()), plainly(tmp_path, name, ids()))
@@ -60,7 +86,17 @@ def test_logits_are_those_of_the_plain_network(name, tmp_path):
     same(found, plainly(tmp_path, name, ids(), reads))
 
 
-@families
+def test_experts_of_a_borrowed_network_are_asked_in_float64_too():
+    from transformers import AutoConfig
+
+    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "num_local_experts": 4, "vocab_size": VOCAB}
+    network = borrow(AutoConfig.for_model("mixtral", **sizes)).eval()
+    said = network(ids(), torch.arange(L)).double()
+    same(network.double()(ids(), torch.arange(L)), said, 1e-5)
+
+
+@every
 def test_padding_and_company_change_nothing(name, tmp_path):
     denoiser, z = load(tmp_path, name).denoiser.double(), ids(5)
     behind = torch.cat([z, torch.full((5, 4), PAD)], dim=1)
@@ -160,9 +196,9 @@ def test_fields_that_mean_what_is_not_done_are_refused(name, field, value, tmp_p
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@families
+@every
 def test_saved_and_loaded_and_saved_it_is_the_same_to_the_bit(name, dtype, tmp_path):
-    layout = LAYOUTS[name]
+    layout = EVERY[name]
     layout.write(tmp_path / "hub", dtype)
     if name == "google":
         numbers = {"bert.embeddings.position_ids": torch.arange(64)[None]}
@@ -182,33 +218,33 @@ def test_saved_and_loaded_and_saved_it_is_the_same_to_the_bit(name, dtype, tmp_p
 
 def refused(folder, name, message):
     with pytest.raises(ValueError, match=message):
-        runs.load(folder, family=LAYOUTS[name].asked)
+        runs.load(folder, family=EVERY[name].asked)
 
 
-@families
+@every
 def test_every_key_and_shape_is_checked(name, tmp_path):
-    shapes = LAYOUTS[name].shapes(LAYOUTS[name].config)
+    shapes = EVERY[name].shapes(EVERY[name].config)
     read = [key for key in shapes if not key.startswith(("bert.pooler", "cls.seq"))]
     for key in (min(read), max(read), next(key for key in read if "mlp" in key or "intermediate" in key)):
-        rewrite(LAYOUTS[name].write(tmp_path), lambda tensors, key=key: tensors.update({key + "x": tensors.pop(key)}))
+        rewrite(EVERY[name].write(tmp_path), lambda tensors, key=key: tensors.update({key + "x": tensors.pop(key)}))
         refused(tmp_path, name, rf"missing \['{key}'\], not expected \['{key}x'\]")
         longer = torch.ones(shapes[key][0] + 1, *shapes[key][1:])
-        rewrite(LAYOUTS[name].write(tmp_path), lambda tensors, key=key, value=longer: tensors.update({key: value}))
+        rewrite(EVERY[name].write(tmp_path), lambda tensors, key=key, value=longer: tensors.update({key: value}))
         refused(tmp_path, name, rf"{key} has shape \({shapes[key][0] + 1},.*the config says \({shapes[key][0]},")
 
 
-@families
+@every
 def test_files_that_are_damaged_missing_or_pickled_are_refused(name, tmp_path):
-    folder, _ = in_two(LAYOUTS[name].write(tmp_path / "two"))
+    folder, _ = in_two(EVERY[name].write(tmp_path / "two"))
     wanted = load(tmp_path / "one", name).denoiser.state_dict()
-    found = runs.load(folder, family=LAYOUTS[name].asked).denoiser.state_dict()
+    found = runs.load(folder, family=EVERY[name].asked).denoiser.state_dict()
     assert all(torch.equal(value, wanted[key]) for key, value in found.items())
     second = folder / "model-00002-of-00002.safetensors"
     second.write_bytes(second.read_bytes()[:-5])
     refused(folder, name, "model-00002-of-00002.safetensors: damaged")
     second.unlink()
     refused(folder, name, "model-00002-of-00002.safetensors: no such file")
-    folder = LAYOUTS[name].write(tmp_path / "pickle")
+    folder = EVERY[name].write(tmp_path / "pickle")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused(folder, name, "pytorch_model.bin is a pickle")
 
@@ -224,212 +260,27 @@ def set_a_trap(folder, **config):
     return marker
 
 
-@families
+@every
 def test_code_in_the_folder_is_never_run(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    marker = set_a_trap(LAYOUTS[name].write(tmp_path))
-    lm = runs.load(tmp_path, family=LAYOUTS[name].asked)
+    marker = set_a_trap(EVERY[name].write(tmp_path))
+    lm = runs.load(tmp_path, family=EVERY[name].asked)
     lm.generate("cd", length=3, steps=1)
     lm.save(tmp_path / "again")
     assert not marker.exists()
     assert not [path for path in (tmp_path / "again").iterdir() if path.suffix == ".py"]
 
 
-# --------------------------------------------------------------------------------------------------- DiffusionGemma
-
-TEXT = {
-    "model_type": "diffusion_gemma_text", "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48,
-    "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16,
-    "num_global_key_value_heads": 2, "sliding_window": 4, "num_experts": 4, "top_k_experts": 2, "pad_token_id": PAD,
-    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "moe_intermediate_size": 16,
-    "max_position_embeddings": 64, "eos_token_id": EOS, "bos_token_id": 2,
-}  # fmt: skip
-VISION = {
-    "model_type": "gemma4_vision", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8,
-    "num_attention_heads": 2, "num_key_value_heads": 2, "patch_size": 2, "position_embedding_size": 8,
-}  # fmt: skip
-CANVAS = 8
-
-
-@pytest.fixture(scope="module")
-def gemma(tmp_path_factory):
-    """A folder as transformers writes it, and the model that wrote it."""
-    import transformers
-
-    config = transformers.DiffusionGemmaConfig(
-        text_config=TEXT,
-        vision_config=VISION,
-        canvas_length=CANVAS,
-        image_token_id=63,
-        boi_token_id=62,
-        eoi_token_id=61,
-    )
-    theirs = transformers.DiffusionGemmaForBlockDiffusion(config).eval()
-    tied = theirs.all_tied_weights_keys
-    with torch.no_grad():
-        for name, tensor in theirs.state_dict().items():
-            if name not in tied:
-                tensor.copy_(filled(name, tensor.shape or (1,)).reshape(tensor.shape))
-    folder = tmp_path_factory.mktemp("gemma")
-    theirs.save_pretrained(folder)
-    tokenizer_files(folder, mask=None)
-    return folder, theirs
-
-
-def told(z, text, **more):
-    return {"given": torch.arange(z.shape[1]).expand(z.shape) < text} | more
-
-
-def test_diffusion_gemmas_logits_are_those_of_its_own_forward(gemma):
-    folder, theirs = gemma
-    denoiser, z = runs.load(folder).denoiser, ids(3, 7 + CANVAS)
-    wanted = theirs(input_ids=z[:, :7], decoder_input_ids=z[:, 7:]).logits
-    same(denoiser.logits(z, told(z, 7))[:, 7:], wanted)
-    before = torch.softmax(torch.randn(wanted.shape, generator=torch.Generator().manual_seed(3)), -1)
-    again = theirs(input_ids=z[:, :7], decoder_input_ids=z[:, 7:], self_conditioning_logits=before.log()).logits
-    assert float((again - wanted).abs().max()) > 1e-3
-    guess = torch.cat([torch.zeros(3, 7, VOCAB), before], dim=1)
-    guess[1] = 0  # nothing was said of this row before
-    found = denoiser.logits(z, told(z, 7, guess=guess))[:, 7:]
-    same(found[[0, 2]], again[[0, 2]], 1e-5)
-    same(found[1], wanted[1], 1e-5)
-    hole = guess.clone()
-    hole[0, 9] = 0
-    filled_in = guess.clone()
-    filled_in[0, 9] = torch.nn.functional.one_hot(z[0, 9], VOCAB)
-    same(denoiser.logits(z, told(z, 7, guess=hole)), denoiser.logits(z, told(z, 7, guess=filled_in)), 0)
-
-
-def test_diffusion_gemma_reads_a_text_causally_and_a_canvas_whole(gemma):
-    denoiser, z = runs.load(gemma[0]).denoiser, ids(2, 12)
-    both = torch.stack([told(z, 5)["given"][0], told(z, 9)["given"][0]])
-    mixed = denoiser.logits(z, {"given": both})
-    same(mixed[:1], denoiser.logits(z[:1], told(z[:1], 5)), 1e-5)
-    same(mixed[1:], denoiser.logits(z[1:], told(z[1:], 9)), 1e-5)
-    other = z.clone()
-    other[:, -1] = 7
-    changed = (denoiser.logits(z, told(z, 5)) - denoiser.logits(other, told(z, 5)))[:, 5:].abs().amax(-1)
-    assert bool((changed > 1e-6).all())
-    # no text at all: the canvas alone
-    alone = denoiser(z[:, :CANVAS], torch.ones(2))
-    same(alone.exp().sum(-1), torch.ones(2, CANVAS), 1e-5)
-    logp = denoiser(z, torch.ones(2), told(z, 5))
-    assert torch.equal(logp[:, :5].argmax(-1), z[:, :5])
-    assert float(logp[:, :5].amax(-1).abs().max()) == 0
-
-
-class Wide(TorchDispatchMode):
-    """Which kinds of numbers tensors of at least so many columns had."""
-
-    def __init__(self, columns):
-        super().__init__()
-        self.columns, self.kinds = columns, set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and out.ndim == 3 and out.shape[-1] == self.columns:
-            self.kinds.add(out.dtype)
-        return out
-
-
-def test_diffusion_gemma_makes_no_table_of_the_vocabulary_in_wide_integers(gemma):
-    denoiser, z = runs.load(gemma[0]).denoiser, ids(2, 12)
-    with Wide(VOCAB) as seen:
-        logits = denoiser.logits(z, told(z, 5, guess=torch.zeros(2, 12, VOCAB)))
-    assert seen.kinds - {torch.bool} == {torch.float32}
-    stands = torch.nn.functional.one_hot(z[:, :5], VOCAB) == 1
-    assert torch.equal(logits[:, :5], torch.zeros(2, 5, VOCAB).where(stands, -torch.inf))
-
-
-def test_diffusion_gemmas_end_may_be_one_of_several(gemma, tmp_path):
-    config = json.loads((copied(gemma, tmp_path) / "config.json").read_text())
-    config["text_config"] |= {"eos_token_id": [7, 8], "pad_token_id": -1}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    facts = runs.load(tmp_path).denoiser.facts
-    assert (facts.eos_id, facts.pad_id) == (7, EOS)
-    config["text_config"]["eos_token_id"] = VOCAB
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=f"'eos_token_id' is {VOCAB}, expected the id of a token"):
-        runs.load(tmp_path)
-
-
-def test_diffusion_gemmas_facts_and_what_it_cannot_be_told(gemma):
-    lm = runs.load(gemma[0])
-    facts = lm.denoiser.facts
-    assert (lm.process.name, lm.process.K, facts.mask_id, lm.denoiser.canvas) == ("uniform", VOCAB, None, CANVAS)
-    assert (facts.posterior, facts.attention, facts.self_conditioned, facts.given) == ("full", "full", True, True)
-    assert (facts.eos_id, facts.pad_id, facts.caches, lm.context) == (EOS, PAD, False, 64)
-    z = ids(1, 12)
-    with pytest.raises(ValueError, match="12 tokens to write, and the model was made for 8 at a time: pass length=8"):
-        lm.denoiser.logits(z)
-    for name in ("positions", "attend", "segments", "mixture", "cache", "store", "labels"):
-        with pytest.raises(ValueError, match=f"{name} told to DiffusionGemma"):
-            lm.denoiser.logits(z, {name: torch.arange(12)})
-
-
-def test_diffusion_gemma_writes(gemma):
-    lm = runs.load(gemma[0])
-    written = lm.generate("cdef", seed=0, length=CANVAS, steps=4, sampler="ancestral")
-    assert written.tokens.shape == (1, 4 + CANVAS)
-    again = sample(lm.process, lm.denoiser, prompt=lm.encode("cdef"), length=CANVAS, steps=4, seed=0)
-    assert torch.equal(written.tokens, again.tokens)
-    with pytest.raises(ValueError, match="9 tokens to write"):
-        lm.generate("cdef", length=CANVAS + 1, steps=2)
-
-
-def copied(gemma, folder):
-    folder.mkdir(exist_ok=True)
-    for path in gemma[0].iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
-
-
-def test_diffusion_gemmas_files(gemma, tmp_path):
-    folder = copied(gemma, tmp_path / "hub")
-    marker = set_a_trap(folder)
-    for source, target in (("hub", "once"), ("once", "twice")):
-        runs.load(tmp_path / source).save(tmp_path / target)
-    assert contents(tmp_path / "once") == contents(tmp_path / "twice")
-    assert contents(tmp_path / "once")["model.safetensors"] == contents(folder)["model.safetensors"]
-    assert not marker.exists()
-    key = "model.decoder.layers.0.experts.down_proj"
-    rewrite(folder, lambda tensors: tensors.update({key + "x": tensors.pop(key)}))
-    with pytest.raises(ValueError, match=rf"missing \['{key}'\], not expected \['{key}x'\]"):
-        runs.load(folder)
-    rewrite(copied(gemma, folder), lambda tensors: tensors.update({key: torch.ones(5, 32, 16)}))
-    with pytest.raises(ValueError, match=rf"{key} has shape \(5,"):
-        runs.load(folder)
-    whole = (copied(gemma, folder) / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[:-5])
-    with pytest.raises(ValueError, match="damaged"):
-        runs.load(folder)
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="is a pickle"):
-        runs.load(folder)
-    for field, value in (("tie_word_embeddings", False), ("canvas_length", 0), ("text_config", {"vocab_size": -1})):
-        config = json.loads((copied(gemma, folder) / "config.json").read_text()) | {field: value}
-        (folder / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=rf"{'vocab_size' if field == 'text_config' else field}.*read as family"):
-            runs.load(folder)
-
-
 def test_a_plain_key_table_is_what_transformers_itself_writes(tmp_path):
     """The layouts above are those of transformers' own classes, where those have them."""
     import transformers
 
-    for name, layout in LAYOUTS.items():
+    for name, layout in EVERY.items():
         if name in ("google", "diffugpt"):
             continue
-        made = transformers.AutoModelForMaskedLM.from_config(transformers.AutoConfig.for_model(**layout.config))
+        auto = transformers.AutoModelForCausalLM if name in A2D else transformers.AutoModelForMaskedLM
+        fields = layout.config | {"model_type": layout.config["model_type"].removeprefix("a2d-")}
+        made = auto.from_config(transformers.AutoConfig.for_model(**fields))
         made.save_pretrained(tmp_path / name)
         found = {key: tuple(value.shape) for key, value in load_file(tmp_path / name / "model.safetensors").items()}
         assert found == layout.shapes(layout.config)
-
-
-def test_what_diffusion_gemma_computes_and_does_not_store_is_right(gemma):
-    folder, theirs = gemma
-    denoiser = runs.load(folder).denoiser
-    real = dict(theirs.named_buffers())
-    made = {name.removeprefix("network."): value for name, value in denoiser.named_buffers()}
-    assert real.keys() == made.keys()
-    assert all(torch.equal(value, made[name]) for name, value in real.items())

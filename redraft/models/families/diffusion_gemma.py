@@ -18,6 +18,12 @@ def reads(fields: Fields) -> Known:
     fields.refuse(tie_word_embeddings=True)
     fields("canvas_length", int)
     text = Fields(fields.path, fields.values.get("text_config") or {})
+    for name in ("num_experts", "top_k_experts", "moe_intermediate_size"):  # the class has no network without any
+        text(name, int)
+    if text.values.get("use_bidirectional_attention") == "all":
+        raise ValueError(
+            f"{fields.path}: field 'use_bidirectional_attention' is 'all', and only a text read causally is supported"
+        )
     rows, config = text("vocab_size", int), base_config(fields)
     ids = named_ids(Fields(fields.path, config.text_config.to_dict()), rows)
     return Known(lambda: CanvasDenoiser(config), int(config.text_config.max_position_embeddings), ids)
