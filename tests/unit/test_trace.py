@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from redraft import generation, processes
+from redraft import processes, writing
 from redraft.data import build_tokenizer
 from redraft.lm import LM
 from redraft.models import Transformer, TransformerConfig
@@ -218,7 +218,7 @@ def test_windows_are_put_together():
 
 
 def test_parts_of_many_rows_have_their_own_numbers(monkeypatch):
-    monkeypatch.setattr(generation, "POSITIONS_AT_ONCE", 12)
+    monkeypatch.setattr(writing, "POSITIONS_AT_ONCE", 12)
     lm = LM(FULL, TOY, {"context": 6})
     trace = Trace(lm)
     found = lm.generate(num=5, steps=3, callback=trace)

@@ -428,13 +428,19 @@ def test_signal_stops_between_steps_and_resumes(tmp_path, number, capsys):
 
 
 def test_second_interrupt_quits_at_once(tmp_path):
+    # what Python does unless it was started where interrupts are ignored, as in the background of a shell
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupt(step, model):
         signal.raise_signal(signal.SIGINT)  # in this thread, and handled before the next: two at once may count as one
         signal.raise_signal(signal.SIGINT)
         return {}
 
-    with pytest.raises(KeyboardInterrupt):
-        small.train(tmp_path, hooks=Hooks(interrupt), eval_every=1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            small.train(tmp_path, hooks=Hooks(interrupt), eval_every=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert latest(tmp_path) is None
 
 
