@@ -1,6 +1,7 @@
 # make demo    install, train a masked diffusion LM on text Python itself carries, evaluate it, let it write
 # make test    install, run every test
 # make check   the linters, as CI runs them
+# make studies install, run every study at its small budget: 20 minutes on two cores
 #
 # PYTHON       the interpreter the virtual environment is made with (3.11 or newer)
 # PIP_OPTIONS  further options for pip: another index for a CPU-only or a CUDA build of torch, for instance
@@ -14,7 +15,7 @@ PIP_OPTIONS ?=
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_OPTIONS) $(CONSTRAINTS)
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test check clean
+.PHONY: demo test check studies clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -36,5 +37,9 @@ check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
+studies: $(INSTALLED)
+	rm -rf runs/studies-quick
+	$(VENV)/bin/python benchmarks/studies.py --out runs/studies-quick
+
 clean:
-	rm -rf $(VENV) runs/demo
+	rm -rf $(VENV) runs/demo runs/studies-quick

@@ -15,7 +15,6 @@ what a perfect sampler without control reaches, and ``distinct`` how many differ
 import argparse
 import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -174,8 +173,7 @@ def main() -> None:
     todo = tasks(process, options.steps)
     classifying = time.time() - started
     report: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": records.machine(),
+        **records.made([0]),
         "recipe": "toy_gaussian",
         "training_seconds": round(training, 1),
         "classifier_steps": options.steps,

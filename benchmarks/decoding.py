@@ -55,8 +55,8 @@ def main() -> None:
                 found["cells"].append(cell(model, length, options.written, options.rounds, options.seed))
                 print(json.dumps(found["cells"][-1]), file=sys.stderr)
                 shape = {"written": options.written, "block": BLOCK, "rounds": options.rounds, "seed": options.seed}
-                report = {**shape, **found, "machine": records.machine(), "load": os.getloadavg()}
-                report["command"] = " ".join(["python", *sys.argv])
+                report = {**shape, **found, "load": os.getloadavg()}
+                report |= records.made([options.seed])
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 options.out.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -9,7 +9,6 @@ needs (time conditioning, the codebook). Bounds and the exact autoregressive val
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="training steps (each recipe's own unless given)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/families.json"))
     options = parser.parse_args()
-    report: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "machine": records.machine(), "recipes": {}}
+    report: dict[str, Any] = {**records.made([0, 1]), "recipes": {}}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for recipe in options.recipes:
         report["recipes"][recipe] = measure(recipe, options.steps)

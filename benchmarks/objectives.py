@@ -70,8 +70,7 @@ def main() -> None:
         "entries": found,
         "not_measured": refused,
         "goal": f"udlm and duo: cpu_time_ratio at most 1.25; peak_logits no more than of {UNIT!r}",
-        "machine": records.machine(),
-        "command": " ".join(["python", *sys.argv]),
+        **records.made([0]),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")

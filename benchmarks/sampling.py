@@ -78,8 +78,7 @@ def main() -> None:
         }
         print(f"{name:<32}{json.dumps(found[name])}", file=sys.stderr)
     shape = {name: value for name, value in vars(options).items() if name != "out"}
-    report = {**shape, "entries": found, "machine": records.machine()}
-    report["command"] = " ".join(["python", *sys.argv])
+    report = {**shape, "entries": found} | records.made([0])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
 

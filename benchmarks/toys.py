@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from redraft.data import toy
-from redraft.records import machine
+from redraft.records import made
 
 RECIPES = ("toy_masked", "toy_uniform", "toy_hybrid", "toy_gaussian")
 ALLOWED = {"toy_gaussian": 0.15}
@@ -33,8 +33,7 @@ def main() -> None:
         "recipes": found,
         "goal": "bound within 0.05 nats/token of the entropy (Gaussian 0.15); 0.95 of 1,000 samples well-formed; "
         "distinct sentences at least 0.9 of what a perfect sampler shows; training under 60 s",
-        "machine": machine(),
-        "command": " ".join(["python", *sys.argv]),
+        **made([0]),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -13,7 +13,6 @@ product rate in that precision (what is often called MFU is against the rate on 
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -52,8 +51,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     report = (utilisation(options) if options.utilisation else compare(options)) | {
-        "machine": records.machine(),
-        "command": " ".join(["python", *sys.argv]),
+        **records.made([0]),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")

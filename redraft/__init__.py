@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from redraft.data import Tokenizer, toy
     from redraft.dglm.model import DGLM
     from redraft.distillation import distil
-    from redraft.evaluation import Likelihood, distinct_n, likelihood, unigram_entropy
+    from redraft.evaluation import Comparison, Likelihood, compare, distinct_n, likelihood, unigram_entropy
+    from redraft.evaluation.quality import Quality, quality, quality_of
     from redraft.finetuning import finetune
+    from redraft.frontiers import Frontier, frontier
     from redraft.guidance import (
         cfg,
         classifier_guided,
@@ -48,14 +50,17 @@ __version__ = "0.1.0"
 __all__ = [
     "DGLM",
     "LM",
+    "Comparison",
     "Config",
     "Denoiser",
     "Elastic",
     "Facts",
+    "Frontier",
     "Generation",
     "Growth",
     "Likelihood",
     "Process",
+    "Quality",
     "Run",
     "Samples",
     "Step",
@@ -66,6 +71,7 @@ __all__ = [
     "__version__",
     "cfg",
     "classifier_guided",
+    "compare",
     "constraints",
     "convert",
     "d3pm",
@@ -73,6 +79,7 @@ __all__ = [
     "distinct_n",
     "doubting",
     "finetune",
+    "frontier",
     "gaussian",
     "gradient_guided",
     "guidance",
@@ -82,6 +89,8 @@ __all__ = [
     "load",
     "masked",
     "objectives",
+    "quality",
+    "quality_of",
     "rate_guided",
     "recipes",
     "sample",
@@ -113,8 +122,10 @@ _NAMES = {
     "redraft.data": ("Tokenizer",),
     "redraft.dglm.model": ("DGLM",),
     "redraft.distillation": ("distil",),
-    "redraft.evaluation": ("Likelihood", "distinct_n", "likelihood", "unigram_entropy"),
+    "redraft.evaluation": ("Comparison", "Likelihood", "compare", "distinct_n", "likelihood", "unigram_entropy"),
+    "redraft.evaluation.quality": ("Quality", "quality", "quality_of"),
     "redraft.finetuning": ("finetune",),
+    "redraft.frontiers": ("Frontier", "frontier"),
     "redraft.guidance": (
         "cfg",
         "classifier_guided",

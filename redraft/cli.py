@@ -21,8 +21,10 @@ from redraft.drafting import COMMANDS
 from redraft.errors import unknown
 from redraft.flags import Corpus, Json, Model, Resume
 from redraft.handover import commands as handover
+from redraft.harness import commands as harness
 from redraft.options import ARGUMENTS, FIELDS, TrainCommand
 from redraft.printing import likelihood_rows, print_json, print_rows, print_table
+from redraft.safety import commands as safety
 
 if TYPE_CHECKING:
     from redraft.runs import Run
@@ -150,7 +152,14 @@ def convert(
         print_rows([("noise", lm.process.name), ("attention", str(found["attention"])), ("saved in", str(out))])
 
 
-for _command in (*COMMANDS, *measuring.COMMANDS, *chatting.COMMANDS, *handover.COMMANDS):
+for _command in (
+    *COMMANDS,
+    *measuring.COMMANDS,
+    *chatting.COMMANDS,
+    *handover.COMMANDS,
+    *safety.COMMANDS,
+    *harness.COMMANDS,
+):
     app.command()(_command)
 
 

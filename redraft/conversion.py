@@ -21,7 +21,7 @@ from redraft.models import folder as folders
 from redraft.models.backbone import Meaning
 from redraft.models.families import FAMILIES, a2d
 from redraft.models.families.base import Fields, added_tokens
-from redraft.models.hub import fetched, quiet, refusing
+from redraft.models.hub import causal, fetched, quiet
 from redraft.models.placement import precision
 from redraft.models.weights import put
 from redraft.processes import Categorical
@@ -172,17 +172,7 @@ def _weights(
 
     Rows that it had not, and the mask's where it is ``unlearnt``, are the mean of its tokens', biases too.
     """
-    from transformers import AutoModelForCausalLM
-
-    what: dict[str, Any] = {"dtype": dtype or "auto", "use_safetensors": True, "trust_remote_code": False}
-    with refusing(str(folder), "causal model"), quiet():
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, **what
-        )
-    network, info = found
-    for kind in ("missing", "unexpected", "mismatched"):
-        if wrong := sorted(map(str, info[f"{kind}_keys"])):
-            raise ValueError(f"{folder}: its weights do not fit its config; {kind} {', '.join(wrong[:3])}")
+    network = causal(folder, dtype)
     inner, outer = network.get_input_embeddings(), network.get_output_embeddings()
     if network.config.tie_word_embeddings and not torch.equal(inner.weight, outer.weight):
         raise ValueError(f"{folder}: tie_word_embeddings is true, and its head is not its embedding; set it to false")

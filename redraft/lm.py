@@ -259,12 +259,21 @@ class LM:
         estimator: str | None = None,
         ode_steps: int | None = None,
         ode_probes: int | None = None,
+        particles: int | None = None,
+        chain_steps: int | None = None,
+        stride: int | None = None,
     ) -> Likelihood:
-        """The bound on a text (file, folder, embedded corpus), in rows of the trained context; see ``likelihood``."""
-        packed = load_text(source, self.tokenizer, self.context, text_field, self.about.get("isolate_documents", False))
+        """The bound on a text (file, folder, embedded corpus), in rows of the trained context; see ``likelihood``.
+
+        ``stride``: the rows are windows that advance by so many tokens, and but for the first only these are scored,
+        given those before them; every token is scored once, at a cost of context / stride. Errors: those of
+        ``likelihood``, and ``ValueError`` for a stride outside 1 .. context.
+        """
+        isolated = self.about.get("isolate_documents", False)
+        packed = load_text(source, self.tokenizer, self.context, text_field, isolated, stride)
         asked: dict[str, Any] = {"draws": draws, "rows": rows, "seed": seed, "device": self.device}
         asked |= {"estimator": estimator, "ode_steps": ode_steps, "ode_probes": ode_probes}
-        return likelihood(self.denoiser, self.process, packed, **asked)
+        return likelihood(self.denoiser, self.process, packed, **asked, particles=particles, chain_steps=chain_steps)
 
     def score(
         self,
@@ -276,7 +285,7 @@ class LM:
         weight: float = 1.0,
         seed: int = 0,
     ) -> AnswerScore:
-        """log p of ``answer`` after ``prompt``, nats, with its standard error; of masked models (``answers.score``).
+        """log p of ``answer`` after ``prompt``, nats, with its 95% error; of masked models (``answers.score``).
 
         They are encoded as one text, and blanks that the prompt ends with count to the answer. ``estimator``: one of
         ``answers.ESTIMATORS``. Errors: ``ValueError`` for texts longer than the context, and those of ``score``.

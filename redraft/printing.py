@@ -40,16 +40,34 @@ def print_table(entries: Sequence[Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
+_UNITS = {"byte": "byte", "char": "character"}
+
+
 def likelihood_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values of what ``Likelihood.to_dict`` found."""
     if not found:
         return []
     bound = "upper bound" if found["is_bound"] else "exact"
     rows = [("nats per token", f"{found['nats_per_token']:.4f} ± {found['nats_per_token_error']:.4f} ({bound})")]
-    if found["bits_per_char"] is not None:
-        rows.append(("bits per character", f"{found['bits_per_char']:.4f} ± {found['bits_per_char_error']:.4f}"))
+    for unit in ("byte", "char"):
+        if found.get(f"bits_per_{unit}") is not None:
+            value, error = found[f"bits_per_{unit}"], found[f"bits_per_{unit}_error"]
+            rows.append((f"bits per {_UNITS[unit]}", f"{value:.4f} ± {error:.4f}"))
+    token = "token"
+    if "protocol" in found:
+        from redraft.evaluation.protocol import tokenizer_name
+
+        token += f" of {tokenizer_name(found['protocol']['tokenizer'])}"
     estimator = f"{found['estimator']}; {found['draws']} draws of {found['rows']} rows of {found['context']} tokens"
-    return [*rows, ("perplexity", f"{found['perplexity']:.4g} per token"), ("estimator", estimator)]
+    return [*rows, ("perplexity", f"{found['perplexity']:.4g} per {token}"), ("estimator", estimator)]
+
+
+def difference_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of what ``Comparison.to_dict`` found, against a ``file``."""
+    unit, rows = found["unit"].replace("_", " "), "row by row" if found["paired"] else "as if independent"
+    forced = f"; forced, though {', '.join(found['forced'])} differ" if found["forced"] else ""
+    told = f"{found['difference']:+.4f} ± {found['error']:.4f} {unit}, {rows}{forced}"
+    return [("against", found["file"]), ("difference", told), *([("note", found["note"])] if found["note"] else [])]
 
 
 def print_texts(written: "Generation") -> None:

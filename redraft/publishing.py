@@ -1,6 +1,7 @@
 """What a model takes along to other people: its card, which says what is known of it and no more, and the upload."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from glob import escape
@@ -129,14 +130,21 @@ def portable(about: Mapping[str, Any]) -> dict[str, Any]:
 
     def shortened(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {name: shortened(one) for name, one in value.items()}
+            return {name: (command if name == "command" else shortened)(one) for name, one in value.items()}
         if isinstance(value, list | tuple):
             return [shortened(one) for one in value]
         named = isinstance(value, str) and (value.startswith(("~", ".")) or Path(value).is_absolute())
         return Path(value).name or value if named else value
 
+    def command(value: Any) -> Any:
+        """What was typed, word for word: ``--out=FILE`` is one."""
+        if not isinstance(value, str):
+            return shortened(value)
+        words = [word.partition("=") if word.startswith("-") else ("", "", word) for word in shlex.split(value)]
+        return shlex.join(f"{option}{sign}{shortened(word)}" for option, sign, word in words)
+
     kept = {"files", "config"}  # files of a released model, which stay as they came
-    return {name: value if name in kept else shortened(value) for name, value in about.items()}
+    return {name: value if name in kept else shortened({name: value})[name] for name, value in about.items()}
 
 
 def upload(

@@ -13,6 +13,8 @@ from torch import Tensor
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Device = torch.device | str | None
 
+DRAWS = torch.float64
+"""What every draw is made in, whatever the network computes in: with it figures of samples are quoted."""
 _MASK64 = (1 << 64) - 1
 
 
@@ -66,10 +68,10 @@ def randn(shape: Sequence[int], generators: Generators, device: Device = None) -
 
 def _draw(function: Callable[..., Tensor], shape: Sequence[int], generators: Generators, device: Device) -> Tensor:
     if isinstance(generators, torch.Generator) or generators is None:
-        return function(tuple(shape), generator=generators, dtype=torch.float64).to(device)
+        return function(tuple(shape), generator=generators, dtype=DRAWS).to(device)
     if len(generators) != shape[0]:
         raise ValueError(f"{len(generators)} generators for {shape[0]} rows: pass one per row, or a single one")
-    rows = [function(tuple(shape[1:]), generator=one, dtype=torch.float64) for one in generators]
+    rows = [function(tuple(shape[1:]), generator=one, dtype=DRAWS) for one in generators]
     return torch.stack(rows).to(device)
 
 
@@ -93,7 +95,7 @@ def categorical_at(probs: Tensor, where: Tensor, generators: Generators) -> Tens
 
 def inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:
     """Where the cumulative sums of ``probs`` (..., V) pass the shares ``u`` (..., n) of the whole: ids (..., n)."""
-    cumulative = probs.double().cumsum(-1)
+    cumulative = probs.to(DRAWS).cumsum(-1)
     total = cumulative[..., -1:]
     ids = torch.searchsorted(cumulative, u * total, right=True)
     # u * total can round up to total itself: take the last class that has mass, never one beyond it

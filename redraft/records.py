@@ -28,7 +28,7 @@ GIT_SECONDS = 10
 
 def made(seeds: Sequence[int], command: Sequence[str] | None = None) -> dict[str, Any]:
     """Where a figure comes from: ``command`` (this process's own unless given), seeds, commit, machine, date (UTC)."""
-    told = ["redraft", *sys.argv[1:]] if command is None else command
+    told = _typed() if command is None else command
     return {
         "command": shlex.join(told),
         "seeds": list(seeds),
@@ -84,6 +84,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _typed() -> list[str]:
+    """What started this process: the ``redraft`` command, or somebody's own program."""
+    program = Path(sys.argv[0])
+    ours = program.stem == "redraft" or program.parent.name == "redraft"  # installed, or run as a module
+    return ["redraft", *sys.argv[1:]] if ours else ["python", *sys.argv]
 
 
 def _version(name: str) -> str | None:

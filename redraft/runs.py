@@ -30,7 +30,7 @@ from redraft.processes.per_token import frequency_scores, usual_exponents
 from redraft.publishing import RESULTS
 from redraft.randomness import Device, derive, generator
 from redraft.recipes import Config, ProcessConfig
-from redraft.records import commit, machine
+from redraft.records import made
 from redraft.sampling import sample
 from redraft.training import Hooks, fit, parallel
 from redraft.training.loop import starting_point
@@ -355,7 +355,7 @@ def finished(lm: LM, out: Path, config: Any, measured: Likelihood | None, second
 
     ``config``: the tree of fields it was trained by; ``more``: what else results.json is to say.
     """
-    recipe = recipes.to_dict(config)
+    recipe, told = recipes.to_dict(config), made(())
     lm.about["recipe"] = recipe
     lm.results = {
         **({} if measured is None else measured.to_dict()),
@@ -363,8 +363,7 @@ def finished(lm: LM, out: Path, config: Any, measured: Likelihood | None, second
         **more,
         "seconds": round(seconds, 1),
         "recipe": recipe,
-        "commit": commit(),
-        "machine": machine(),
+        **{name: told[name] for name in ("command", "commit", "machine", "date")},
     }
     lm.save(out)
     write_text(out / RESULTS, json.dumps(lm.results, indent=2) + "\n")

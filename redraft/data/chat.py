@@ -5,15 +5,15 @@ A template is rendered by ``transformers``; what spells a special token inside a
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
-import tokenizers
-
 from redraft.data.messages import Message, checked, conversations
+from redraft.data.specials import added, backends, framing, spoken
+from redraft.data.templates import parse_template
 from redraft.data.tokenizers import Tokenizer
 from redraft.errors import unknown
 
@@ -27,7 +27,6 @@ PLAIN = (
 """For models that have no template: roles as words, the end of text behind each answer."""
 TEMPLATES = {"plain": PLAIN}
 
-_SPELLED = re.compile(r"<\|[^<>|\s]+\|>")
 # private use of planes 15 and 16: no text has a meaning for them, and no template looks for them
 _PRIVATE = range(0xF0000, 0x10FFFD)
 _ANY = chr(_PRIVATE.stop)  # in the place of a message that may say anything
@@ -58,12 +57,17 @@ class Chat:
         self.template = _chosen(self._hf, template)
         self.turn_id = None if turn is None else tokenizer.backend.token_to_id(turn)
         around = self._examples([("user",), ("system", "user")], asking=True)
-        names = _framing(tokenizer, self.template, around) | (set() if self.turn_id is None else {turn or ""})
-        within = _added(tokenizer, [*around, *self._examples([("user", "assistant", "user")], asking=False)])
-        sought = {token.content for token in _spoken(tokenizer) if token.content in self.template}
-        self._specials, self._controls, self._finder, self._plain = _backends(tokenizer, names, within | sought)
+        names = framing(tokenizer, self.template, around) | (set() if self.turn_id is None else {turn or ""})
+        within = added(tokenizer, [*around, *self._examples([("user", "assistant", "user")], asking=False)])
+        sought = {token.content for token in spoken(tokenizer) if token.content in self.template}
+        self._specials, self._controls, self._finder, self._plain = backends(tokenizer, names, within | sought)
         self.turn = self._turn(turn)
         self.turn_id = self._plain.token_to_id(self.turn)
+
+    def asks(self, messages: Sequence[Message]) -> str:
+        """What ``prompt`` has the ids of, as the template renders it. Errors: ``ValueError``, as there."""
+        checked(messages)
+        return self._render(messages, asking=True)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation that asks for the next answer.
@@ -74,6 +78,32 @@ class Chat:
         if messages[-1]["role"] == "assistant":
             raise ValueError("the last message is the assistant's: end with one that is to be answered")
         return self._encoded(messages, asking=True)[0]
+
+    def begun(self, text: str) -> list[int]:
+        """Ids of what an answer begins with, to stand behind ``prompt``: what it spells is text, as in ``taught``."""
+        (message,), spelled = self._hidden([{"role": "assistant", "content": text}])
+        return self._ids(message["content"], spelled)
+
+    def gapped(self, text: str) -> list[int | None]:
+        """``prompt`` of one message of the user's that is a template (``parse_template``), None at each place to fill.
+
+        The texts between gaps are encoded apart; what they spell is text, the mask too. Errors: ``ValueError`` for a
+        text without gaps or with one of unknown length, and a chat template that does not say the message once.
+        """
+        parts = parse_template(text)
+        gaps = [part for part in parts if not isinstance(part, str)]
+        mark = next(chr(code) for code in _PRIVATE if chr(code) not in text)
+        content = "".join(part if isinstance(part, str) else mark for part in parts)
+        messages, spelled = self._hidden([{"role": "user", "content": content}])
+        whole = self._render(messages, asking=True)
+        self._own(whole, messages, asking=True)
+        first, *rest = whole.split(mark)
+        if len(rest) != len(gaps) or any(isinstance(gap, range) for gap in gaps):
+            raise ValueError(f"{text[:80]!r}: give gaps one length, [MASK:n], and a template= that tells messages once")
+        row: list[int | None] = [*self._ids(first, spelled)]
+        for gap, piece in zip(gaps, rest, strict=True):
+            row += [*[None] * (gap if isinstance(gap, int) else 0), *self._ids(piece, spelled)]
+        return row
 
     def taught(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """Ids of a whole conversation, and which of them are to be learned: each answer's and the token that ends it.
@@ -124,9 +154,13 @@ class Chat:
 
     def said(self, ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
         """The answer that ids are, decoded: up to what ends it, or a special token, without the white space around."""
+        return self.spelled(ids, decode).strip()
+
+    def spelled(self, ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
+        """``said``, with the white space around."""
         end = next((place for place, i in enumerate(ids) if i in self._specials), len(ids))
         text = decode(ids[:end])
-        return (text if self.turn_id is not None else text.partition(self.turn)[0]).strip()
+        return text if self.turn_id is not None else text.partition(self.turn)[0]
 
     def _encoded(self, messages: Sequence[Message], asking: bool) -> tuple[list[int], list[tuple[int, int]], str]:
         """Ids, where each answer begins and ends among them, turn included, and the text behind the last.
@@ -320,59 +354,3 @@ def _chosen(hf: Any, template: str | None) -> str:
     if "{" not in template:
         raise unknown("chat template", template, TEMPLATES)
     return template
-
-
-def _spoken(tokenizer: Tokenizer) -> list[tokenizers.AddedToken]:
-    """What was added to the vocabulary, but for white space, which is only a way to write text."""
-    return [token for token in tokenizer.backend.get_added_tokens_decoder().values() if token.content.strip()]
-
-
-def _added(tokenizer: Tokenizer, texts: Sequence[str]) -> set[str]:
-    """Which of these stand in texts; the texts need not be such as the tokenizer can encode."""
-    return {token.content for token in _spoken(tokenizer) if any(token.content in text for text in texts)}
-
-
-def _framing(tokenizer: Tokenizer, template: str, around: Sequence[str]) -> set[str]:
-    """The tokens that are only for what is ``around`` messages: also what the template spells like ``<|eot_id|>``.
-
-    Base models' tokenizers have some of these in the vocabulary, and do not always declare them to be special.
-    """
-    spelled = {name for name in _SPELLED.findall(template) if tokenizer.backend.token_to_id(name) is not None}
-    return spelled | _added(tokenizer, around)
-
-
-def _backends(
-    tokenizer: Tokenizer, framing: Iterable[str], within: Iterable[str]
-) -> tuple[frozenset[int], frozenset[int], tokenizers.Tokenizer, tokenizers.Tokenizer]:
-    """Ids that no message may become, and those that no question may; one tokenizer that finds them, and one not.
-
-    The first are the special tokens and those of the ``framing``; the second these and what is ``within`` answers.
-    """
-    added = tokenizer.backend.get_added_tokens_decoder()
-    names = sorted({*framing, *within})
-    known = {token.content: token for token in added.values()}
-    special = [_special(known.get(name) or tokenizers.AddedToken(name, normalized=False)) for name in names]
-    pair = [tokenizers.Tokenizer.from_str(tokenizer.backend.to_str()) for _ in range(2)]
-    for backend, literal in zip(pair, (False, True), strict=True):
-        backend.add_special_tokens(special)
-        backend.encode_special_tokens = literal
-    declared = {i for i, token in added.items() if token.special}
-    specials, controls = (
-        frozenset({*declared, *(i for name in some if (i := pair[0].token_to_id(name)) is not None)})
-        for some in (framing, names)
-    )
-    _open(pair[0], controls)
-    return specials, controls, pair[0], pair[1]
-
-
-def _open(finder: tokenizers.Tokenizer, controls: frozenset[int]) -> None:
-    """Let ``finder`` read any letter: those that an alphabet lacks may stand in what is only searched."""
-    model: Any = finder.model
-    if isinstance(model, tokenizers.models.WordLevel) and finder.token_to_id(model.unk_token) is None:
-        model.unk_token = next(word for word, i in finder.get_vocab().items() if i not in controls)
-
-
-def _special(token: tokenizers.AddedToken) -> tokenizers.AddedToken:
-    """The same token, declared to be special."""
-    flags = {"single_word": token.single_word, "lstrip": token.lstrip, "rstrip": token.rstrip}
-    return tokenizers.AddedToken(token.content, special=True, normalized=token.normalized, **flags)

@@ -4,7 +4,6 @@
 step sees exactly what it would have seen.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redraft.data import toy
+from redraft.data.provenance import digest, of_text
 from redraft.data.sources import read_documents, split_held_out
 from redraft.data.tokenizers import Tokenizer, build_tokenizer
 
@@ -31,6 +31,9 @@ class Packed:
     ``num_tokens`` tokens that count (``[EOS]`` included); ``num_chars`` characters of all documents given: with
     nothing dropped, bits per character are total nats / ln 2 / num_chars (0 where they are not all counted).
     ``positions`` (n, L) int32: where each token stands in its own document, None for where it stands in the row.
+    ``num_bytes``: those of the characters in UTF-8, 0 where these are not counted. ``stride``: by how many tokens each
+    row stands behind the one before; fewer than L where rows overlap, and only a row's new tokens are ``valid``.
+    ``about``: what the rows were made of (``provenance.of_text``), None where nobody said.
     """
 
     ids: Ints
@@ -39,6 +42,9 @@ class Packed:
     num_chars: int
     num_tokens: int
     positions: Ints | None = None
+    num_bytes: int = 0
+    stride: int | None = None
+    about: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,11 +62,13 @@ def pack(
     isolate_documents: bool = False,
     keep_tail: bool = False,
     num_chars: int = 0,
+    stride: int | None = None,
 ) -> Packed:
     """Concatenate documents, ``eos_id`` after each (unless None), and cut into rows of ``length`` tokens.
 
-    The incomplete last row is dropped, or with ``keep_tail`` kept and padded with ``valid`` False. ``ValueError`` when
-    nothing is left.
+    The incomplete last row is dropped, or with ``keep_tail`` kept and padded with ``valid`` False. With a ``stride``
+    rows overlap, each ``stride`` tokens behind the one before: all tokens of the first are ``valid``, and the last
+    ``stride`` of the others. ``ValueError`` when nothing is left, and for a stride outside 1 .. length.
     """
     if length < 1:
         raise ValueError(f"length {length}: a row needs at least one token")
@@ -68,6 +76,8 @@ def pack(
     documents = [np.asarray([*ids, *end], np.int32) for ids in documents_ids]
     stream = np.concatenate([*documents, np.empty(0, np.int32)])
     owner = np.repeat(np.arange(len(documents), dtype=np.int32), [len(ids) for ids in documents])
+    if stride is not None:
+        return _overlapping(stream, owner if isolate_documents else None, length, stride, eos_id or 0, num_chars)
     whole = len(stream) // length * length
     if keep_tail and whole < len(stream):
         padding = length - (len(stream) - whole)
@@ -82,10 +92,31 @@ def pack(
     segments = None
     if isolate_documents:
         owner = np.pad(owner, (0, padding), mode="edge").reshape(-1, length)
-        # count the documents begun since the row's start: a document without tokens must leave no gap
-        segments = np.cumsum(np.diff(owner, axis=1, prepend=owner[:, :1]) > 0, axis=1, dtype=np.int32)
+        segments = _numbered(owner)
         segments = segments if valid is None else np.where(valid, segments, np.int32(-1))
     return Packed(stream.reshape(-1, length), valid, segments, num_chars, len(stream) - padding)
+
+
+def _numbered(owner: Ints) -> Ints:
+    """The number of each token's document inside its row, of their numbers among all documents, (n, L)."""
+    # count the documents begun since the row's start: a document without tokens must leave no gap
+    return np.cumsum(np.diff(owner, axis=1, prepend=owner[:, :1]) > 0, axis=1, dtype=np.int32)
+
+
+def _overlapping(stream: Ints, owner: Ints | None, length: int, stride: int, fill: int, num_chars: int) -> Packed:
+    """Windows of ``length`` that advance by ``stride``; every token of the stream is valid in exactly one."""
+    if not 1 <= stride <= length:
+        raise ValueError(f"stride={stride} with rows of {length} tokens: take 1 to {length}, the tokens scored in each")
+    if not len(stream):
+        raise ValueError(f"0 tokens make no row of length {length}: add text")
+    starts = np.arange(0, max(1, 1 + -(-(len(stream) - length) // stride))) * stride
+    place = starts[:, None] + np.arange(length)
+    inside = place < len(stream)
+    place = np.where(inside, place, len(stream) - 1)
+    valid = inside & ((starts[:, None] == 0) | (np.arange(length) >= length - stride))
+    segments = None if owner is None else np.where(inside, _numbered(owner[place]), np.int32(-1))
+    ids = np.where(inside, stream[place], np.int32(fill))
+    return Packed(ids, valid, segments, num_chars, len(stream), stride=stride)
 
 
 def without_first_tokens(rows: Packed) -> Packed:
@@ -97,7 +128,7 @@ def without_first_tokens(rows: Packed) -> Packed:
     counted[:, 0] = False
     if rows.segments is not None:
         counted[:, 1:] &= rows.segments[:, 1:] == rows.segments[:, :-1]
-    return replace(rows, valid=counted, num_chars=0, num_tokens=int(counted.sum()))
+    return replace(rows, valid=counted, num_chars=0, num_bytes=0, num_tokens=int(counted.sum()))
 
 
 @lru_cache(maxsize=4)
@@ -174,22 +205,34 @@ def load_data(config: DataConfig, tokenizer: Tokenizer | None = None) -> Data:
         "source": str(config.source),
         "documents": len(documents),
         "characters": sum(map(len, documents)),
-        "sha256": _digest(documents),
+        "sha256": digest(documents),
     }
     return Data(rows[0], rows[1], tokenizer, description)
 
 
 def load_text(
-    source: str | Path, tokenizer: Tokenizer, length: int, text_field: str = "text", isolate_documents: bool = False
+    source: str | Path,
+    tokenizer: Tokenizer,
+    length: int,
+    text_field: str = "text",
+    isolate_documents: bool = False,
+    stride: int | None = None,
 ) -> Packed:
-    """All of ``source`` in rows of ``length``, the tail kept: every character is scored, ``num_chars`` is exact."""
-    return _pack_texts(list(read_documents(source, text_field)), tokenizer, length, isolate_documents, True)
+    """All of ``source`` in rows of ``length``, the tail kept: every character is scored, ``num_chars`` is exact.
+
+    With a ``stride`` rows overlap (``pack``).
+    """
+    return _pack_texts(list(read_documents(source, text_field)), tokenizer, length, isolate_documents, True, stride)
 
 
-def _pack_texts(texts: list[str], tokenizer: Tokenizer, length: int, isolate: bool, keep_tail: bool) -> Packed:
+def _pack_texts(
+    texts: list[str], tokenizer: Tokenizer, length: int, isolate: bool, keep_tail: bool, stride: int | None = None
+) -> Packed:
     if tokenizer.kind == "toy":  # a line is a sentence, a sentence a row
         if length != toy.LENGTH:
             raise ValueError(f"length {length}: rows of the toy language have {toy.LENGTH}; set data.length to it")
+        if stride is not None:
+            raise ValueError(f"stride={stride} with the toy language, whose rows are sentences by themselves: drop it")
         lines = [line for text in texts for line in text.splitlines() if line.strip()]
         texts, eos_id = lines, None
     else:
@@ -199,13 +242,9 @@ def _pack_texts(texts: list[str], tokenizer: Tokenizer, length: int, isolate: bo
     rows = (ids for part in parts for ids in part)
     exact = tokenizer.kind != "hf" or all(tokenizer.decode(tokenizer.encode_batch([text])[0]) == text for text in texts)
     # a tokenizer that loses letters (lower-cases, [UNK]) scores another text: its bits are not of these characters
-    return pack(rows, length, eos_id, isolate, keep_tail, num_chars=sum(map(len, texts)) if exact else 0)
-
-
-def _digest(documents: Iterable[str]) -> str:
-    """SHA-256 of the documents, each preceded by its length, so that moving a boundary changes it."""
-    digest = hashlib.sha256()
-    for document in documents:
-        data = document.encode()
-        digest.update(len(data).to_bytes(8) + data)
-    return digest.hexdigest()
+    packed = pack(rows, length, eos_id, isolate, keep_tail, sum(map(len, texts)) if exact else 0, stride)
+    if not keep_tail:  # rows to train on: nobody compares what is measured on them
+        return packed
+    documents = "one a row" if tokenizer.kind == "toy" else "isolated" if isolate else "packed"
+    about = of_text(texts, tokenizer, documents, eos_id is not None)
+    return replace(packed, about=about, num_bytes=about["text"]["bytes"] if exact else 0)

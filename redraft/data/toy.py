@@ -11,6 +11,7 @@ independently gets wrong: such a text breaks number agreement and nothing else.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import product
@@ -117,3 +118,50 @@ def report(texts: Iterable[str]) -> dict[str, float]:
         "distinct": len({tuple(t.split()) for t, kind in zip(listed, classes, strict=True) if kind == "sentence"}),
         "expected_distinct": COUNT * (1 - (1 - 1 / COUNT) ** n),
     }
+
+
+def divergence(texts: Iterable[str]) -> dict[str, float]:
+    """How far the frequencies of ``texts`` are from the law, and what a perfect sampler would show of as many.
+
+    ``total_variation`` is half the sum of |c / n - p| over all texts, ``kl`` the sum of c / n ln(c / (n p)) in nats,
+    infinite where a text is no sentence; ``kl_of_sentences`` is that of the sentences among them, nan for none. Neither
+    is 0 for a perfect sampler: ``expected_*`` are its exact means at that n (``expected_divergence``), the last at the
+    number of sentences. What exceeds them is the model's.
+    """
+    counts = Counter(tuple(text.split()) for text in texts)
+    n = sum(counts.values())
+    if not n:
+        raise ValueError("no texts to compare with the law: pass at least one")
+    of_sentences = [counts[sentence] for sentence in _sentences()]
+    m = sum(of_sentences)
+    apart = sum(abs(count / n - 1 / COUNT) for count in of_sentences) + (n - m) / n
+    kl = math.fsum(c / m * math.log(c * COUNT / m) for c in of_sentences if c) if m else math.nan
+    expected = expected_divergence(n)
+    return {
+        "total_variation": apart / 2,
+        "expected_total_variation": expected[0],
+        "kl": kl if m == n else math.inf,
+        "expected_kl": expected[1],
+        "kl_of_sentences": kl,
+        "expected_kl_of_sentences": expected_divergence(m)[1] if m else math.nan,
+    }
+
+
+def expected_divergence(n: int, count: int = COUNT) -> tuple[float, float]:
+    """E of total variation and of KL (nats) between n draws of an even law over ``count`` and that law, exactly.
+
+    Each outcome's number of draws is C ~ Bin(n, p), p = 1 / count: count E|C / n - p| / 2, and count E[C / n
+    ln(C / (n p))]. They fall towards 0, like n^-1/2 and (count - 1) / (2 n).
+    """
+    if n < 1 or count < 1:
+        raise ValueError(f"n={n}, count={count}: draw at least once among at least one")
+    p = 1 / count
+    # log of C(n, c) p^c (1 - p)^(n - c); of count = 1 all n are it
+    logs = [-math.inf] * n + [0.0]
+    if count > 1:
+        whole, hit, miss = math.lgamma(n + 1), math.log(p), math.log1p(-p)
+        logs = [whole - math.lgamma(c + 1) - math.lgamma(n - c + 1) + c * hit + (n - c) * miss for c in range(n + 1)]
+    chances = list(map(math.exp, logs))
+    variation = math.fsum(q * abs(c / n - p) for c, q in enumerate(chances)) * count / 2
+    kl = math.fsum(q * c / n * math.log(c * count / n) for c, q in enumerate(chances) if c) * count
+    return variation, kl

@@ -26,6 +26,8 @@ from torch import Tensor
 
 from redraft.data import Tokenizer
 from redraft.errors import unknown
+from redraft.evaluation.enumeration import STATES, set_weights, subsets
+from redraft.evaluation.intervals import student95
 from redraft.guidance import cfg, unprompted
 from redraft.processes import Categorical, Denoiser, Process, absorbing
 from redraft.processes.base import device_of, log_prob_of, per_position
@@ -34,8 +36,8 @@ from redraft.sampling.doubt import POSITIONS_AT_ONCE
 from redraft.sampling.speak import speak
 
 GROUPS = 8
-"""Independent parts of the draws, over which the standard error is taken; within each they are stratified."""
-ENUMERATED = 12
+"""Independent parts of the draws, over which the spread is taken; within each they are stratified."""
+ENUMERATED = STATES.bit_length() - 1
 """The most tokens of an answer, or of it in a block, whose 2^N sets are all gone through."""
 NUMBERS_AT_ONCE = 1 << 26
 """Probabilities held at a time."""
@@ -43,10 +45,11 @@ NUMBERS_AT_ONCE = 1 << 26
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """``nats``: log p(answer | prompt), at most 0, of ``tokens`` tokens in all; ``error`` is its standard error.
+    """``nats``: log p(answer | prompt), at most 0, of ``tokens`` tokens in all.
 
-    That is 0 where nothing is left to chance, and nan of a single draw. ``is_bound``: the mean over orders of
-    writing lies above or at it, in expectation; ``forwards`` are those of the network.
+    ``error`` is the half-width of its 95% interval, of chance alone: 0 where nothing is left to it, and nan of a single
+    draw. ``is_bound``: the mean over orders of writing lies above or at it, in expectation; ``forwards`` are those of
+    the network.
     """
 
     nats: float
@@ -79,23 +82,32 @@ class Asked:
         return torch.cat([self._said(span, part) for part in patterns.split(max(1, rows))])[of_row]
 
     def _said(self, span: range, hidden: Tensor) -> Tensor:
-        facts, mask_id = self.denoiser.facts, self.process.mask_id
-        assert mask_id is not None
-        hidden = hidden.to(self.ids.device)
         ids = self.ids[: span.stop].expand(len(hidden), -1)
         where = torch.zeros_like(ids, dtype=torch.bool)
-        where[:, span.start :] = hidden
-        t = self.process.schedule.inverse(1 - hidden.double().mean(1))
-        if facts.attention == "block" and facts.time_conditioned:  # finished blocks are told that they are clean
-            assert facts.block is not None
-            own = torch.arange(span.stop, device=ids.device) >= span.start // facts.block * facts.block
-            t = torch.where(own, per_position(t), 0.0)
-        told = {"given": self.given[: span.stop].expand_as(ids)} if facts.given else None
-        logp = speak(self.denoiser, ids.masked_fill(where, mask_id), t, where, told)
-        self.forwards += facts.forwards * len(hidden)
+        where[:, span.start :] = hidden.to(ids.device)
+        start = torch.full((len(ids),), span.start, device=ids.device)
+        logp = hear(self.process, self.denoiser, ids, where, start, self.given[: span.stop].expand_as(ids))
+        self.forwards += self.denoiser.facts.forwards * len(hidden)
         out = torch.zeros(where.shape, dtype=torch.float64, device=ids.device)
         out[where] = log_prob_of(ids[where], logp).double()
         return out[:, span.start :].cpu()
+
+
+def hear(process: Categorical, denoiser: Denoiser, ids: Tensor, where: Tensor, start: Tensor, given: Tensor) -> Tensor:
+    """log p (n, K) of the tokens ``where`` (B, L) of texts (B, L), which are hidden; a span is from ``start`` (B,) on.
+
+    ``given`` (B, L) is the prompt, for a denoiser that is told. What it is told of the time is the share hidden of the
+    span, and of a block model nothing of the blocks before: they are clean.
+    """
+    facts, mask_id = denoiser.facts, process.mask_id
+    assert mask_id is not None
+    t = process.schedule.inverse(1 - where.sum(1).double() / (ids.shape[1] - start))
+    if facts.attention == "block" and facts.time_conditioned:  # finished blocks are told that they are clean
+        assert facts.block is not None
+        own = torch.arange(ids.shape[1], device=ids.device) >= (start // facts.block * facts.block)[:, None]
+        t = torch.where(own, per_position(t), 0.0)
+    told = {"given": given} if facts.given else None
+    return speak(denoiser, ids.masked_fill(where, mask_id), t, where, told)
 
 
 # -------------------------------------------------------------------------------------------------------- estimators
@@ -130,7 +142,7 @@ def _bound(ask: Asked, spans: list[range], draws: int, seed: int) -> tuple[float
         hidden, weight = (torch.cat(both) for both in zip(*drawn, strict=True))
         values = ask(span, hidden).sum(1) * weight
         found += torch.stack([part.mean() for part in values.split(parts)])
-    error = found.std(correction=1).item() / math.sqrt(groups) if groups > 1 else math.nan
+    error = student95(groups) * found.std(correction=1).item() / math.sqrt(groups) if groups > 1 else math.nan
     error = 0.0 if max(map(len, spans)) == 1 else error  # then there is one set to draw
     return found.mean().item(), error
 
@@ -143,10 +155,8 @@ def _any_order_exact(ask: Asked, spans: list[range]) -> float:
             raise ValueError(
                 f"any_order_exact of {N} tokens, which have 2^{N} sets: score at most {ENUMERATED}, or use 'bound'"
             )
-        sets = (torch.arange(1, 2**N)[:, None] >> torch.arange(N)) % 2 == 1
-        many = sets.sum(1)
-        weight = torch.tensor([1 / (k * math.comb(N, k)) for k in many.tolist()], dtype=torch.float64)
-        total += (ask(span, sets).sum(1) * weight).sum().item()
+        sets = subsets(N)[1:]  # all but none hidden
+        total += (ask(span, sets).sum(1) * set_weights(sets)).sum().item()
     return total
 
 

@@ -1,21 +1,31 @@
-"""Unbiased draws of the bound, and which of them a denoiser allows."""
+"""Unbiased draws of the bound, exact values, and which of them a denoiser allows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from redraft import objectives
 from redraft.errors import unknown
-from redraft.evaluation import ode
+from redraft.evaluation import enumeration, importance, ode
 from redraft.models import contexts
 from redraft.objectives import Batch, over_counts, vectors
-from redraft.processes import Denoiser, Gaussian, Process, absorbing
+from redraft.processes import Denoiser, Gaussian, PerToken, Process, absorbing, only_masks
+from redraft.processes.base import per_position
+from redraft.processes.categorical import T_EDGE
 from redraft.randomness import Generators
+from redraft.sampling import DEFAULT_STEPS
+
+LEAST_T = 1e-14
+"""Where an integral over times begins. What lies below is left out: some 1e-6 nats of hybrid noise, less of others."""
 
 Score = Callable[[Denoiser, Process, Batch, Tensor, Generators], Tensor]
 """(denoiser, process, batch, u, generator) -> one unbiased draw of the bound, nats per token, (B, L)."""
+Times = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""u -> (t, dt / du), of u's shape."""
 
 
 def exact(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
@@ -24,8 +34,30 @@ def exact(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generat
 
 
 def over_times(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
-    """The continuous-time NELBO at the time u stands for."""
-    return objectives.nelbo(denoiser, process, batch, u, generator).bound
+    """The continuous-time NELBO at the time u stands for (``_times``)."""
+    t, weight = _times(process, u.to(batch["ids"].device))
+    return per_position(weight) * _at(denoiser, process, batch, t, generator) + process.prior_kl(batch["ids"])
+
+
+def _times(process: Process, u: Tensor) -> tuple[Tensor, Tensor]:
+    """t = v^p at v = v_0 + (1 - v_0) u, and dt / du, so that the mean over u is the integral from v_0^p on.
+
+    Near t = 0 a token is noised with chance c(t), c ~ t (hybrid: ~ sqrt t), and the integrand is then of size c' / c.
+    At t = u its variance has no bound, and error bars would be too short; so p is such that c ~ v^2 for masks, and v^3
+    for noise that reaches tokens, where log c comes in too. Our choice, by how often intervals cover the truth. Where
+    rates are of each token's own the integral begins where its ``prior_kl`` pays for what is still hidden.
+    """
+    power = 2 if only_masks(process) else 6 if process.name == "hybrid" else 3
+    least = (T_EDGE if isinstance(process, PerToken) else LEAST_T) ** (1 / power)
+    v = least + (1 - least) * u.double().clamp(max=1 - T_EDGE)
+    return v**power, (1 - least) * power * v ** (power - 1)
+
+
+def _at(denoiser: Denoiser, process: Process, batch: Batch, t: Tensor, generator: Generators) -> Tensor:
+    """The integrand at a draw of z at t; among masks what does not count stands clean, and is known. (B, L)."""
+    z = process.corrupt(batch["ids"], t, generator)
+    z = torch.where(enumeration.clean(process, batch), batch["ids"], z)
+    return enumeration.integrand(denoiser, process, batch, z, t)
 
 
 def over_levels(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
@@ -36,18 +68,45 @@ def over_levels(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, g
 
 
 def over_steps(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
-    """The NELBO of a chain of T steps, at the step u stands for; above the continuous one it tends to."""
-    return over_times(denoiser, process, batch, u, generator)
+    """The NELBO of a chain of T steps, at the step u stands for: a bound of that chain's law, no other's."""
+    t, weight = process.times(u.to(batch["ids"].device))
+    return per_position(weight) * _at(denoiser, process, batch, t, generator) + process.prior_kl(batch["ids"])
+
+
+def over_all_steps(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
+    """The NELBO of a chain of T steps, each of them at a draw of z there: no step is drawn, and u is idle."""
+    T, total = steps_of(process), process.prior_kl(batch["ids"]).double()
+    assert T is not None
+    for step in range(1, T + 1):
+        t = torch.full((len(total),), step / T, dtype=torch.float64, device=total.device)
+        total = total + _at(denoiser, process, batch, t, generator) / T
+    return total
 
 
 def over_block_times(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
     """The NELBO of every block at a time of its own, over the whole range of mask rates."""
-    return objectives.bd3lm(denoiser, process, batch, u, generator, mask_min=0.0, mask_max=1.0).bound
+    return _by_blocks(denoiser, process, batch, u, generator, partial(_times, process))
 
 
 def over_block_steps(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
     """The NELBO of every block's chain of T steps, each at a step of its own."""
-    return over_block_times(denoiser, process, batch, u, generator)
+    return _by_blocks(denoiser, process, batch, u, generator, process.times)
+
+
+def _by_blocks(
+    denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators, times: Times
+) -> Tensor:
+    """The masked integrand of every block at the time its own u stands for; what is known stands clean. (B, L)."""
+    assert absorbing(process)
+    ids, block = batch["ids"], objectives.block_of(denoiser)
+    rank = contexts.block_ranks(ids.shape[1], block, ids.device)
+    each = objectives.block_times(u.to(ids.device), int(rank[-1]) + 1, generator)
+    t, weight = (one[:, rank] for one in times(each))
+    hidden = objectives.valid(batch) & (process.corrupt(ids, t, generator) == process.mask_id)
+    assert process.mask_id is not None
+    z = torch.where(hidden, process.mask_id, ids)
+    losses = objectives.two_stream_cross_entropy(denoiser, batch, z, t, rank, hidden)
+    return weight * process.mask_weight(t) * losses
 
 
 def over_block_counts(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
@@ -60,7 +119,7 @@ def over_block_counts(denoiser: Denoiser, process: Process, batch: Batch, u: Ten
 
 def over_single_tokens(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
     """-log p(x_i | x_<i) of a model whose blocks are single tokens."""
-    return over_block_times(denoiser, process, batch, u, generator)
+    return objectives.bd3lm(denoiser, process, batch, u, generator, mask_min=0.0, mask_max=1.0).bound
 
 
 def over_orders(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
@@ -115,44 +174,171 @@ def choose(denoiser: Denoiser, process: Process) -> Score:
     return over_counts if absorbing(process) and not denoiser.facts.time_conditioned else over_times
 
 
-NAMES = ("vlb", "ode")
+def steps_of(process: Process) -> int | None:
+    """T of a process that is a chain in discrete time; None in continuous time."""
+    return getattr(process, "steps", None)
 
 
-def get(
-    name: str | None, denoiser: Denoiser, process: Process, ode_steps: int | None = None, ode_probes: int | None = None
-) -> tuple[Score, str]:
-    """The estimator of a name and what a figure by it must be quoted with; ``choose`` decides unless given.
+NAMES = ("vlb", "steps", "exact_elbo", "any_order", "importance", "enumeration", "ode")
+"""What may be asked for by name:
 
-    ``vlb``: the NELBO as an integral over noise levels, or a sum over a chain's steps. ``ode``: the bound of a Gaussian
-    process's probability-flow ODE by ``ode_steps`` of Heun's method, ``ode_probes`` for its trace (``ode.bound``).
+``vlb``: the NELBO as an integral over noise levels, or a sum over a chain's steps of which one is drawn.
+``steps``: that sum, with every step.
+``exact_elbo``: the NELBO with nothing left to chance.
+``any_order``: the chain rule in a random order.
+``importance``: the importance-weighted bound of so many ``particles``.
+``enumeration``: -log p itself.
+``ode``: the bound of a Gaussian process's probability-flow ODE, by ``ode_steps`` of Heun's method with ``ode_probes``.
+"""
+OPTIONS = {
+    "ode_steps": ("ode",),
+    "ode_probes": ("ode",),
+    "particles": ("importance",),
+    "chain_steps": ("importance", "enumeration"),
+}
+"""Which estimators take an option."""
+PARTICLES = 8
 
-    Errors: ``ValueError`` for an unknown name, one that does not fit the model, options of the ODE to any other.
+
+@dataclass(frozen=True)
+class Estimator:
+    """How a row is scored, and what a figure by it must be quoted with.
+
+    ``is_bound``: -log p lies at or below what is expected of it; it is -log p otherwise. ``draws``: whether anything is
+    left to chance.
+    """
+
+    score: Score
+    name: str
+    is_bound: bool = True
+    draws: bool = True
+
+
+def get(name: str | None, denoiser: Denoiser, process: Process, **options: int | None) -> Estimator:
+    """The estimator of a name, one of ``NAMES``, with its ``OPTIONS``; ``choose`` decides unless given.
+
+    Errors: ``ValueError`` for an unknown name, one that does not fit the model, an option of another, or below 1 (of
+    ``ode_probes`` below 0).
     """
     if name not in (None, *NAMES):
         raise unknown("estimator", name, NAMES)
+    given = {option: value for option, value in options.items() if value is not None}
+    for option, value in given.items():
+        if name not in OPTIONS[option]:
+            wanted = " or ".join(f"estimator={one!r}" for one in OPTIONS[option])
+            raise ValueError(f"{option}={value} goes with {wanted}: pass that with it, or leave it out")
+        if option in ("particles", "chain_steps") and value < 1:
+            raise ValueError(f"{option}={value}: take at least one")
     if name == "ode":
-        return _flow(process, ode.STEPS if ode_steps is None else ode_steps, 1 if ode_probes is None else ode_probes)
-    for option, value in (("ode_steps", ode_steps), ("ode_probes", ode_probes)):
-        if value is not None:
-            raise ValueError(f"{option}={value} without the ODE: pass estimator='ode' with it, or leave it out")
-    score = choose(denoiser, process)
+        return _flow(process, given.get("ode_steps", ode.STEPS), given.get("ode_probes", 1))
+    chosen = choose(denoiser, process)
+    if name is not None:
+        _check(name, denoiser, process, chosen)
+    if name is None or name == "vlb":
+        if name == "vlb" and chosen is over_counts:  # the same mean, by another way
+            chosen = over_times
+        exact = chosen in EXACT
+        return Estimator(chosen, ESTIMATORS[chosen], is_bound=not exact, draws=not exact)
+    return _MAKERS[name](denoiser, process, given)
+
+
+def _check(name: str, denoiser: Denoiser, process: Process, chosen: Score) -> None:
+    """Refuse what an estimator says nothing of: ``ValueError``."""
+    facts = denoiser.facts
+    orders = name in ("any_order", "importance") and facts.attention == "permuted"
+    if facts.attention != "full" and not orders:
+        raise ValueError(
+            f"estimator={name!r} of a denoiser whose attention is {facts.attention!r}, which has an estimator of its "
+            f"own, {ESTIMATORS[chosen]!r}: leave it out"
+        )
     if name == "vlb":
-        attention = denoiser.facts.attention
-        if attention != "full":
-            raise ValueError(
-                f"estimator='vlb' of a denoiser whose attention is {attention!r}, which has an estimator of its own, "
-                f"{ESTIMATORS[score]!r}: leave it out"
-            )
-        if score is over_counts:  # the same mean, by another way
-            score = over_times
-    return score, ESTIMATORS[score]
+        return
+    if isinstance(process, Gaussian):
+        raise ValueError(f"estimator={name!r} of a {process.name} process: it is for tokens; use 'vlb' or 'ode'")
+    if facts.self_conditioned and name in ("importance", "enumeration"):
+        raise ValueError(
+            f"estimator={name!r} of a self-conditioned denoiser: its sampler hands what was said from step to step, so "
+            "that its law is no chain of z alone; leave it out"
+        )
 
 
-def _flow(process: Process, steps: int, probes: int) -> tuple[Score, str]:
+def _steps(denoiser: Denoiser, process: Process, given: Mapping[str, int]) -> Estimator:
+    if (T := steps_of(process)) is None:
+        raise ValueError(
+            f"estimator='steps' of a {process.name} process in continuous time: it has no steps to sum, leave it out"
+        )
+    return Estimator(over_all_steps, f"discrete-time NELBO, all of {T} steps, z drawn")
+
+
+def _exact_elbo(denoiser: Denoiser, process: Process, given: Mapping[str, int]) -> Estimator:
+    if (T := steps_of(process)) is not None:
+        score = cast(Score, partial(enumeration.nelbo_over_states, steps=T))
+        return Estimator(score, f"discrete-time NELBO, all of {T} steps, all z: no chance", draws=False)
+    if absorbing(process) and not denoiser.facts.time_conditioned:
+        return Estimator(enumeration.nelbo_over_sets, "NELBO, all sets of masked tokens: no chance", draws=False)
+    raise ValueError(
+        f"estimator='exact_elbo' of a {process.name} process in continuous time, whose bound is an integral over t: it "
+        "is for processes with steps, and for masked denoisers that do not read t; leave it out"
+    )
+
+
+def _any_order(denoiser: Denoiser, process: Process, given: Mapping[str, int]) -> Estimator:
+    if denoiser.facts.attention == "permuted":
+        return Estimator(over_orders, ESTIMATORS[over_orders])
+    if not absorbing(process):
+        raise ValueError(
+            f"estimator='any_order' of a {process.name} process: tokens are written in an order among masks only; "
+            "leave it out, or use 'importance'"
+        )
+    return Estimator(importance.over_random_order, f"any-order chain rule, a forward per token{_told(denoiser)}")
+
+
+def _chain_steps(denoiser: Denoiser, process: Process, given: Mapping[str, int]) -> int | None:
+    """Of how many ancestral steps the law is that is asked about; None for one token at a time."""
+    one_by_one = denoiser.facts.attention == "permuted" or (absorbing(process) and steps_of(process) is None)
+    return given.get("chain_steps", None if one_by_one else steps_of(process) or DEFAULT_STEPS)
+
+
+def _importance(denoiser: Denoiser, process: Process, given: Mapping[str, int]) -> Estimator:
+    k, steps = given.get("particles", PARTICLES), _chain_steps(denoiser, process, given)
+    permuted = denoiser.facts.attention == "permuted"
+    if steps is None:
+        own = objectives.any_order if permuted else None
+        score: Score = partial(importance.of_orders, particles=k, order=own)
+        return Estimator(score, f"importance-weighted bound, {k} random orders{_told(denoiser)}")
+    if permuted:
+        raise ValueError(f"chain_steps={steps} of a permuted denoiser, which writes in an order: leave it out")
+    score = cast(Score, partial(importance.of_chains, particles=k, steps=steps))
+    return Estimator(score, f"importance-weighted bound, {k} chains of {steps} ancestral steps")
+
+
+def _enumeration(denoiser: Denoiser, process: Process, given: Mapping[str, int]) -> Estimator:
+    steps = _chain_steps(denoiser, process, given)
+    if steps is None:
+        told = f"enumeration, tokens one at a time in random order{_told(denoiser)}"
+        return Estimator(enumeration.over_sets, told, is_bound=False, draws=False)
+    score = cast(Score, partial(enumeration.over_states, steps=steps))
+    return Estimator(score, f"enumeration of {steps} ancestral steps", is_bound=False, draws=False)
+
+
+def _told(denoiser: Denoiser) -> str:
+    return ", t told by count" if denoiser.facts.time_conditioned else ""
+
+
+_MAKERS = {
+    "steps": _steps,
+    "exact_elbo": _exact_elbo,
+    "any_order": _any_order,
+    "importance": _importance,
+    "enumeration": _enumeration,
+}
+
+
+def _flow(process: Process, steps: int, probes: int) -> Estimator:
     if not isinstance(process, Gaussian):
         raise ValueError(
             f"estimator='ode' of a {process.name} process: only vectors flow, tokens jump; use 'vlb' or leave it out"
         )
     trace = {0: "exact trace", 1: "Hutchinson trace"}.get(probes, f"Hutchinson trace of {probes} probes")
     name = f"probability-flow ODE, Heun of {steps} steps, {trace}"
-    return partial(over_flow, steps=steps, probes=probes), name
+    return Estimator(partial(over_flow, steps=steps, probes=probes), name)

@@ -50,21 +50,22 @@ def _units(row: str | Sequence[int]) -> Sequence[Hashable]:
     return row.split() if isinstance(row, str) else list(row)
 
 
-def _sacrebleu() -> Any:
+def sacrebleu() -> Any:
+    """The library, an extra. Errors: ``ValueError`` without it."""
     try:
-        import sacrebleu
+        import sacrebleu as found
     except ImportError:
-        raise ValueError("gains 'bleu' and 'chrf' need sacrebleu: pip install 'redraft[eval]'") from None
-    return sacrebleu
+        raise ValueError("BLEU and chrF, gains and self-BLEU, need sacrebleu: pip install 'redraft[eval]'") from None
+    return found
 
 
 def _bleu() -> Gain:
-    metric = _sacrebleu().BLEU(effective_order=True)  # of a sentence: n-grams it is too short for do not count
+    metric = sacrebleu().BLEU(effective_order=True)  # of a sentence: n-grams it is too short for do not count
     return lambda hypothesis, reference: metric.sentence_score(hypothesis, [reference]).score / 100
 
 
 def _chrf() -> Gain:
-    metric = _sacrebleu().CHRF()
+    metric = sacrebleu().CHRF()
     return lambda hypothesis, reference: metric.sentence_score(hypothesis, [reference]).score / 100
 
 

@@ -7,9 +7,21 @@ the figure never stands without diversity, nor without that of human text under 
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 ORDER = 5
+
+
+class Judged(NamedTuple):
+    """-log p of a text under a judge in ``nats``, and how many of its ``tokens`` and of its ``characters`` that is of.
+
+    ``characters`` is 0 where the judge reads another text than was written (a tokenizer that loses letters).
+    """
+
+    nats: float
+    tokens: int
+    characters: int
 
 
 class NGram:
@@ -21,10 +33,12 @@ class NGram:
     reaches from one into the next, and the first characters of a text are judged with what history there is.
     """
 
-    def __init__(self, texts: Iterable[str], order: int = ORDER) -> None:
+    tokenisation = "characters, each text from nothing"
+
+    def __init__(self, texts: Iterable[str], order: int = ORDER, of: str = "the training text") -> None:
         if order < 1:
             raise ValueError(f"order={order}: an n-gram has at least one character")
-        self.order = order
+        self.order, self.of = order, of
         self.counts: Counter[str] = Counter()
         self.totals: Counter[str] = Counter()
         self.types: Counter[str] = Counter()
@@ -41,7 +55,7 @@ class NGram:
     @property
     def name(self) -> str:
         """What a figure under this judge must be quoted with."""
-        return f"character {self.order}-gram of the training text, Witten-Bell"
+        return f"character {self.order}-gram of {self.of}, Witten-Bell"
 
     def probability(self, history: str, character: str) -> float:
         """p(character | history); a character never seen has the probability of the one that stands for all others.
@@ -62,5 +76,12 @@ class NGram:
         """-1/n sum_i log2 p(c_i | c_<i) of a text. Errors: ``ValueError`` for an empty one."""
         if not text:
             raise ValueError("an empty text has no bits per character")
+        return self._nats(text) / math.log(2) / len(text)
+
+    def nats(self, texts: Sequence[str]) -> list[Judged]:
+        """-log p of each text, nats; a token is a character."""
+        return [Judged(self._nats(text), len(text), len(text)) for text in texts]
+
+    def _nats(self, text: str) -> float:
         reach = self.order - 1
-        return -sum(math.log2(self.probability(text[max(0, i - reach) : i], c)) for i, c in enumerate(text)) / len(text)
+        return -sum(math.log(self.probability(text[max(0, i - reach) : i], c)) for i, c in enumerate(text))

@@ -76,6 +76,42 @@ def refusing(name: str, what: str) -> Generator[None]:
         raise ValueError(f"cannot load the {what} {name!r} ({reason}); {fix}, with model.safetensors") from None
 
 
+def causal(folder: Path, dtype: Any = None) -> Any:
+    """The causal language model in a folder as ``transformers`` has it: safetensors, no remote code, all its weights.
+
+    ``dtype``: as stored unless given. Errors: ``ValueError`` for what is none, or weights that do not fit its config.
+    """
+    from transformers import AutoModelForCausalLM
+
+    network, info = _loaded(folder, AutoModelForCausalLM, "causal model", dtype)
+    _refuse_unfit(folder, info, ("missing", "unexpected", "mismatched"))
+    return network
+
+
+def body(folder: Path, dtype: Any = None) -> Any:
+    """The network in a folder without its head, for its hidden states; else as ``causal``."""
+    from transformers import AutoModel
+
+    network, info = _loaded(folder, AutoModel, "model", dtype)
+    # heads are left over, and a pooler that was never trained is not asked
+    info["missing_keys"] = [one for one in info["missing_keys"] if "pooler" not in one]
+    _refuse_unfit(folder, info, ("missing", "mismatched"))
+    return network
+
+
+def _loaded(folder: Path, auto: Any, what: str, dtype: Any) -> tuple[Any, dict[str, Any]]:
+    how: dict[str, Any] = {"dtype": dtype or "auto", "use_safetensors": True, "trust_remote_code": False}
+    with refusing(str(folder), what), quiet():
+        found: Any = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True, **how)
+    return found
+
+
+def _refuse_unfit(folder: Path, info: dict[str, Any], kinds: Sequence[str]) -> None:
+    for kind in kinds:
+        if wrong := sorted(map(str, info[f"{kind}_keys"])):
+            raise ValueError(f"{folder}: its weights do not fit its config; {kind} {', '.join(wrong[:3])}")
+
+
 def _without(name: str, repository: str, asked: dict[str, Any]) -> str:
     """Why a repository has no weights for us."""
     from huggingface_hub import list_repo_files

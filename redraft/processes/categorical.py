@@ -118,6 +118,12 @@ class Categorical:
             return torch.full(shape, self.mask_id, device=device)
         return (rand(shape, generator, device) * self.K).long()
 
+    def prior_law(self) -> Tensor:
+        """What ``prior`` draws a position from, (V,) float64."""
+        if self.mask_id is None:
+            return torch.full((self.V,), 1 / self.V, dtype=torch.float64)
+        return F.one_hot(torch.tensor(self.mask_id), self.V).double()
+
     def corrupt(self, x0: Tensor, t: Tensor, generator: Generators = None) -> Tensor:
         """Draw z ~ q_t(. | x0) from one uniform per position, in O(B L) memory.
 

@@ -85,6 +85,10 @@ class Matrix:
         """Draw z at t = 1: independent draws of the prior; (B, L) ids."""
         return categorical(self._prior.to(device).expand(*shape, -1), generator)
 
+    def prior_law(self) -> Tensor:
+        """What ``prior`` draws a position from, (V,) float64."""
+        return self._prior
+
     def corrupt(self, x0: Tensor, t: Tensor, generator: Generators = None) -> Tensor:
         """Draw z ~ q_t(. | x0), row x0 of Q_1 .. Q_i; (B, L) ids."""
         check_ids(x0, self.name, self.K, self.mask_id)

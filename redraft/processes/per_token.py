@@ -135,6 +135,10 @@ class PerToken:
         """z at t = 1: all [MASK]; (B, L) ids."""
         return torch.full(shape, self.mask_id, device=device)
 
+    def prior_law(self) -> Tensor:
+        """What ``prior`` draws a position from, (V,) float64: [MASK]."""
+        return F.one_hot(torch.tensor(self.mask_id), self.V).double()
+
     def corrupt(self, x0: Tensor, t: Tensor, generator: Generators = None) -> Tensor:
         """Draw z ~ q_t(. | x0): a token is hidden with probability hidden_{t, x0}."""
         check_ids(x0, self.name, self.K, self.mask_id)

@@ -7,12 +7,25 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from redraft.drawing import check_plotting
 from redraft.errors import unknown
 from redraft.studies.findings import Conclusion, Finding
-from redraft.studies.report import check_plotting, write_report
+from redraft.studies.report import write_report
 from redraft.studies.runner import WORKERS, Budget, Cell, Record, Study, run_cells
 
-STUDIES = ("gaussian", "hybrid", "lineage", "schedules", "self-correction")
+STUDIES = (
+    "data-constrained",
+    "gaussian",
+    "hybrid",
+    "length",
+    "lineage",
+    "schedules",
+    "self-correction",
+    "steps-vs-ar",
+    "time-conditioning",
+    "unmasking-order",
+    "unsupervised-cfg",
+)
 """Each is the ``STUDY`` of its own module here (- is _ there), which is imported when asked for."""
 
 
@@ -68,7 +81,7 @@ def run(
     budget = replace(budget, steps=budget.steps if steps is None else steps)
     budget = replace(budget, seeds=budget.seeds if seeds is None else seeds)
     cells = study.cells(budget, only)
-    check_plotting()
+    check_plotting("a study draws plots")
     out = Path(out or Path("runs") / "studies" / study.name)
     out.mkdir(parents=True, exist_ok=True)
     records = run_cells(cells, study.measure, out, workers)

@@ -1,72 +1,39 @@
 """What a study may say: estimates with their error, comparisons that know when nothing is separated, tables, plots."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
+from statistics import NormalDist
 from typing import Any, Literal
 
-_Z95 = 1.959964
+from redraft.evaluation.intervals import Estimate, mean_of, pooled, share
+
+__all__ = [
+    "Conclusion",
+    "Estimate",
+    "Finding",
+    "Plot",
+    "Table",
+    "Verdict",
+    "alike",
+    "below",
+    "estimate",
+    "higher",
+    "lower",
+    "mean_of",
+    "mean_over",
+    "nothing",
+    "pooled",
+    "share",
+    "widened",
+]
 
 Verdict = Literal["holds", "fails", "not separated", "not measured"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean and the half-width of its 95% interval."""
-
-    mean: float
-    error: float
-
-    def text(self, digits: int = 3) -> str:
-        return f"{self.mean:.{digits}f} ± {self.error:.{digits}f}"
-
-    def percent(self) -> str:
-        return f"{100 * self.mean:.1f}% ± {100 * self.error:.1f}"
-
-    def __sub__(self, other: "Estimate") -> "Estimate":
-        """The difference of two independent estimates."""
-        return Estimate(self.mean - other.mean, math.hypot(self.error, other.error))
-
-    @property
-    def sign(self) -> int:
-        """-1, 1, or 0 when the interval holds zero."""
-        return 0 if abs(self.mean) <= self.error else int(math.copysign(1, self.mean))
-
-
-def pooled(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean over seeds. Its error holds each seed's own, and the spread over seeds when there are several.
-
-    error^2 = sum_i error_i^2 / n^2 + 1.96^2 variance / n: the two overlap, which errs on the wide side.
-    """
-    n = len(estimates)
-    if not n:
-        raise ValueError("no estimates to pool: pass at least one")
-    mean = sum(one.mean for one in estimates) / n
-    own = sum(one.error**2 for one in estimates) / n**2
-    spread = sum((one.mean - mean) ** 2 for one in estimates) / (n - 1) / n if n > 1 else 0.0
-    return Estimate(mean, math.sqrt(own + _Z95**2 * spread))
 
 
 def mean_over(rows: Sequence[Mapping[str, Any]], name: str) -> float:
     """The mean of what ``rows`` hold by this name."""
     return sum(row[name] for row in rows) / len(rows)
-
-
-def mean_of(values: Sequence[float]) -> Estimate:
-    """The mean of independent values, with its interval. Errors: ``ValueError`` for fewer than two."""
-    n = len(values)
-    if n < 2:
-        raise ValueError(f"{n} values: an error bar needs at least 2")
-    mean = sum(values) / n
-    return Estimate(mean, _Z95 * math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n))
-
-
-def share(hits: int, n: int) -> Estimate:
-    """A share, with an interval that does not vanish at 0 and 1 (Agresti and Coull's half-width)."""
-    if not 0 <= hits <= n or n < 1:
-        raise ValueError(f"{hits} of {n} is no share: count hits among at least one trial")
-    around = (hits + _Z95**2 / 2) / (n + _Z95**2)
-    return Estimate(hits / n, _Z95 * math.sqrt(around * (1 - around) / (n + _Z95**2)))
 
 
 @dataclass(frozen=True)
@@ -78,37 +45,86 @@ class Finding:
     sentence: str
 
 
-def below(claim: str, left: str, right: str, values: Mapping[str, Estimate], unit: str) -> Finding:
-    """Is the value of ``left`` below that of ``right``? Intervals of the difference that hold zero separate nothing."""
+def nothing(claims: Sequence[str], why: str) -> list[Finding]:
+    """Of no claim anything was measured."""
+    return [Finding(claim, "not measured", why) for claim in claims]
+
+
+def estimate(row: Mapping[str, Any], name: str) -> Estimate:
+    """What ``row`` holds by this name, with its ``name_error``."""
+    return Estimate(row[name], row[f"{name}_error"])
+
+
+def lower(gap: Estimate) -> Verdict:
+    """What a difference says of a claim that it is below zero."""
+    return ("not separated", "fails", "holds")[gap.sign]
+
+
+def higher(gap: Estimate) -> Verdict:
+    """What a difference says of a claim that it is above zero."""
+    return ("not separated", "holds", "fails")[gap.sign]
+
+
+def widened(one: Estimate, comparisons: int) -> Estimate:
+    """The interval of one among so many that all hold at once at 95% or more, by Bonferroni's bound."""
+    normal = NormalDist()
+    factor = normal.inv_cdf(1 - 0.025 / max(1, comparisons)) / normal.inv_cdf(0.975)
+    return Estimate(one.mean, one.error * factor)
+
+
+def below(
+    claim: str, left: str, right: str, values: Mapping[str, Estimate], unit: str, comparisons: int = 1
+) -> Finding:
+    """Is the value of ``left`` below that of ``right``? Intervals of the difference that hold zero separate nothing.
+
+    ``comparisons``: of how many this one was chosen; the interval is widened for them.
+    """
     missing = [name for name in (left, right) if name not in values]
     if missing:
         return Finding(claim, "not measured", f"{left} against {right}: no record of {' and '.join(missing)}.")
-    gap = values[left] - values[right]
-    verdicts: dict[int, Verdict] = {-1: "holds", 0: "not separated", 1: "fails"}
+    gap = widened(values[left] - values[right], comparisons)
     where = {-1: "below", 0: "not separated from", 1: "above"}[gap.sign]
     sentence = (
         f"{left} ({values[left].text()}) is {where} {right} ({values[right].text()}) {unit}; "
         f"difference {gap.mean:+.3f} ± {gap.error:.3f}."
     )
-    return Finding(claim, verdicts[gap.sign], sentence)
+    return Finding(claim, lower(gap), sentence)
 
 
 def alike(claim: str, names: Sequence[str], values: Mapping[str, Estimate], unit: str) -> Finding:
-    """Do all of ``names`` have one value? It holds as far as the data go when no two of them are separated."""
+    """Do all of ``names`` have one value? It holds as far as the data go when no two of them are separated.
+
+    The intervals of the differences are widened for their number.
+    """
     missing = [name for name in names if name not in values]
     if missing:
         return Finding(claim, "not measured", f"no record of {', '.join(missing)}.")
-    apart = [
-        f"{a} and {b} ({(values[a] - values[b]).text()})"
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
-        if (values[a] - values[b]).sign
-    ]
+    pairs = list(combinations(names, 2))
+    gaps = {(a, b): widened(values[a] - values[b], len(pairs)) for a, b in pairs}
+    said = {(a, b): f"{a} and {b} ({gap.mean:+.3f} ± {gap.error:.3f})" for (a, b), gap in gaps.items()}
     listed = ", ".join(f"{name} {values[name].text()}" for name in names)
+    apart = [said[pair] for pair, gap in gaps.items() if gap.sign]
     if apart:
         return Finding(claim, "fails", f"{listed} {unit}; separated: {'; '.join(apart)}.")
-    widest = max(values[name].error for name in names)
-    return Finding(claim, "holds", f"{listed} {unit}: no two are separated, within errors of up to {widest:.3f}.")
+    most = max(gaps, key=lambda pair: abs(gaps[pair].mean))
+    return Finding(claim, "holds", f"{listed} {unit}: no two are separated; most apart are {said[most]}.")
+
+
+def summary(claims: Sequence[str], findings: Sequence[Finding]) -> str:
+    """What was found, in one sentence: how many claims hold, and by name all that do not, or not everywhere.
+
+    Counted are the comparisons that were measured.
+    """
+    kinds: dict[str, list[str]] = {name: [] for name in ("all", "in some", "in none", "not separated", "not measured")}
+    for claim in claims:
+        said = [one.verdict for one in findings if one.claim == claim and one.verdict != "not measured"]
+        held, failed = said.count("holds"), said.count("fails")
+        of = f" of {len(said)}"
+        part = [f"{held}{of}"] * bool(held) + [f"failed in {failed}{'' if held else of}"] * bool(failed)
+        kind = "all" if held == len(said) else "in some" if held else "in none" if failed else "not separated"
+        kinds[kind if said else "not measured"].append(f"“{claim}”" + (f" ({', '.join(part)})" if part else ""))
+    named = [f"{kind}: {', '.join(listed)}" for kind, listed in kinds.items() if kind != "all" and listed]
+    return "; ".join([f"Of {len(claims)} claims {len(kinds['all'])} held in every comparison", *named]) + "."
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from redraft.studies.findings import Conclusion, Estimate, Finding, Plot, Table, Verdict, below, pooled, share
+from redraft.studies.findings import Conclusion, Estimate, Finding, Plot, Table, below, estimate, lower, pooled, share
 from redraft.studies.runner import Record
 
 LEARNS = "every objective trains to a bound below the unigram entropy"
@@ -40,7 +40,7 @@ def conclude(records: Sequence[Record]) -> Conclusion:
 def bound(measured: Sequence[Mapping[str, Any]]) -> Estimate:
     """The bound, nats per token."""
     found = [one["likelihood"] for one in measured]
-    return pooled([Estimate(one["nats_per_token"], one["nats_per_token_error"]) for one in found])
+    return pooled([estimate(one, "nats_per_token") for one in found])
 
 
 def ill_formed(measured: Sequence[Mapping[str, Any]], calls: int, sampler: str = "ancestral") -> Estimate:
@@ -84,9 +84,8 @@ def _findings(got: Seeds, bounds: Mapping[str, Estimate]) -> list[Finding]:
 
 def _learns(name: str, measured: Sequence[Mapping[str, Any]], found: Estimate) -> Finding:
     unigrams = sum(one["unigrams"] for one in measured) / len(measured)
-    gap = found.mean - unigrams
-    verdict: Verdict = "not separated" if abs(gap) <= found.error else "holds" if gap < 0 else "fails"
-    return Finding(LEARNS, verdict, f"{name}: bound {found.text()}, unigrams {unigrams:.3f} nats per token.")
+    said = f"{name}: bound {found.text()}, unigrams {unigrams:.3f} nats per token."
+    return Finding(LEARNS, lower(found - Estimate(unigrams, 0.0)), said)
 
 
 def _answer(got: Seeds, bounds: Mapping[str, Estimate]) -> str:

@@ -113,6 +113,10 @@ STUDY = Study(
         "Uniform noise with a [MASK] beside it, whose share only grows: does such a model mend its own mistakes, as a "
         "masked one cannot, and what does it pay for that in likelihood and in text?"
     ),
+    told=(
+        "Masked noise is uniform noise with one more state that is never left. To allow [MASK] beside uniform noise, "
+        "with a share that only grows, might give masked models the self-correction they lack."
+    ),
     claims=CLAIMS,
     protocol=(
         "Text: the toy language, 252 sentences of six tokens, all equally likely; its entropy is known exactly.",
@@ -132,5 +136,5 @@ STUDY = Study(
     measure=measure,
     conclude=conclude,
     full=Budget(steps=800, seeds=2, draws=256, samples=2000),
-    quick=Budget(steps=300, seeds=1, draws=64, samples=1000),
+    quick=Budget(steps=150, seeds=1, draws=16, samples=300),
 )

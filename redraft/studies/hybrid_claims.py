@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from redraft.studies.findings import Conclusion, Estimate, Finding, Plot, Table, Verdict, below, pooled, share
+from redraft.studies.findings import Conclusion, Estimate, Finding, Plot, Table, Verdict, below, estimate, pooled, share
 from redraft.studies.runner import Record
 
 GROWS = "uniform noise and [MASK] together make a process whose share of masks only grows"
@@ -45,7 +45,7 @@ def _well_formed(measured: Sequence[Mapping[str, Any]], row: int) -> Estimate:
 
 def _variation(measured: Sequence[Mapping[str, Any]], row: int) -> Estimate:
     rows = [one["samples"][row] for one in measured]
-    return pooled([Estimate(one["total_variation"], one["total_variation_error"]) for one in rows])
+    return pooled([estimate(one, "total_variation") for one in rows])
 
 
 def _share(measured: Sequence[Mapping[str, Any]], way: int, hits: str, of: str) -> Estimate:

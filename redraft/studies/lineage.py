@@ -9,7 +9,7 @@ from typing import Any
 from redraft import recipes
 from redraft.data import read_documents, split_held_out
 from redraft.evaluation import variety
-from redraft.evaluation.judge import NGram
+from redraft.evaluation.ngram import NGram
 from redraft.lm import LM
 from redraft.recipes import Config, DataConfig, EvalConfig, TrainConfig
 from redraft.recipes.lineage import LINEAGE
@@ -118,6 +118,10 @@ STUDY = Study(
         "Ten repositories train discrete diffusion on different data with different code. "
         "What is left of their differences when text, network, tokens and seeds are the same?"
     ),
+    told=(
+        "Discrete diffusion went from D3PM by way of SEDD to MDLM, whose objective is weighted masked prediction. "
+        "Masked noise reaches better perplexity than uniform noise, and both better than Gaussian noise."
+    ),
     claims=CLAIMS,
     protocol=(
         f"Text: python-docs, characters, rows of {LENGTH}; a tenth held out by content hash, scored whole.",
@@ -134,6 +138,6 @@ STUDY = Study(
     options=options,
     measure=measure,
     conclude=conclude,
-    full=Budget(steps=1500, seeds=1, draws=16, samples=96),
-    quick=Budget(steps=400, seeds=1, draws=4, samples=32),
+    full=Budget(steps=1000, seeds=1, draws=16, samples=96),
+    quick=Budget(steps=40, seeds=1, draws=1, samples=8),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from redraft.studies.findings import Conclusion, Estimate, Finding, Plot, Table, alike, below, pooled
+from redraft.studies.findings import Conclusion, Estimate, Finding, Plot, Table, alike, below, estimate, pooled
 from redraft.studies.runner import Record
 
 ONE_BOUND = "SEDD (absorb), MDLM, MD4 and RADD train one bound, and reach the same value"
@@ -60,12 +60,12 @@ def conclude(records: Sequence[Record]) -> Conclusion:
 
 def _bound(measured: Sequence[Mapping[str, Any]]) -> Estimate:
     found = [one["likelihood"] for one in measured]
-    return pooled([Estimate(one["bits_per_char"], one["bits_per_char_error"]) for one in found])
+    return pooled([estimate(one, "bits_per_char") for one in found])
 
 
 def _judged(measured: Sequence[Mapping[str, Any]], row: int) -> Estimate:
     rows = [one["samples"][row] for one in measured]
-    return pooled([Estimate(one["bits_per_char"], one["bits_per_char_error"]) for one in rows])
+    return pooled([estimate(one, "bits_per_char") for one in rows])
 
 
 def _mean(measured: Sequence[Mapping[str, Any]], *path: str | int) -> float:
@@ -110,10 +110,7 @@ def _better(claim: str, left: tuple[str, Rows], right: tuple[str, Rows], human: 
 
     Repetition is judged well: samples below ``COLLAPSE`` of the unigram entropy of human text are better at nothing.
     """
-    values = {
-        name: pooled([Estimate(row["bits_per_char"], row["bits_per_char_error"]) for row in rows])
-        for name, rows in (left, right)
-    }
+    values = {name: pooled([estimate(row, "bits_per_char") for row in rows]) for name, rows in (left, right)}
     found = below(claim, left[0], right[0], values, "bits/char under the judge")
     entropy = [sum(row["unigram_entropy"] for row in rows) / len(rows) for _, rows in (left, right)]
     said = f"{found.sentence} Unigram entropy {entropy[0]:.3f} against {entropy[1]:.3f} nats"
@@ -222,7 +219,7 @@ def _written(rows: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
     """Calls, quality and variety of the same samples of several seeds."""
     n = len(rows)
     spread = [sum(row[key] for row in rows) / n for key in ("unigram_entropy", "distinct_2", "distinct_3")]
-    bits = pooled([Estimate(row["bits_per_char"], row["bits_per_char_error"]) for row in rows])
+    bits = pooled([estimate(row, "bits_per_char") for row in rows])
     return f"{sum(row['nfe'] for row in rows) / n:.0f}", bits.text(), *(f"{value:.3f}" for value in spread)
 
 
@@ -279,7 +276,7 @@ def _line(draw: Callable[..., object], value: Estimate | None, label: str = "aut
 def _quality_plot(got: Mapping[str, Sequence[dict[str, Any]]]) -> Plot:
     kinds = [kind for kind in _FAMILIES if any(family(one[0]) == kind for n, one in got.items() if n != _AR)]
     first = next(iter(got.values()))[0]
-    human = Estimate(first["human"]["bits_per_char"], first["human"]["bits_per_char_error"])
+    human = estimate(first["human"], "bits_per_char")
     baseline = _judged(got[_AR], 0) if _AR in got else None
     ticks = sorted({row["steps"] for one in got.values() for row in one[0]["samples"]})
 

@@ -1,34 +1,20 @@
 """One report format: ``report.md`` with its pictures for people, ``records.json`` for programs."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from redraft.files import write, write_text
-from redraft.studies.findings import Conclusion, Plot, Table
+from redraft import drawing
+from redraft.files import write_text
+from redraft.records import made
+from redraft.records import write as write_record
+from redraft.studies.findings import Conclusion, Table, summary
 from redraft.studies.runner import Budget, Record, Study
 
 REPORT, RECORDS = "report.md", "records.json"
-_STYLE: dict[str, Any] = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "svg.hashsalt": "redraft",
-    "svg.fonttype": "none",
-}
-
-
-def check_plotting() -> None:
-    """Refuse before anything runs. Errors: ``ValueError`` naming the extra when matplotlib is missing."""
-    if find_spec("matplotlib") is None:
-        raise ValueError("a study draws plots and matplotlib is missing: pip install 'redraft[viz]'")
 
 
 def write_report(
@@ -36,21 +22,27 @@ def write_report(
 ) -> None:
     """Write ``report.md``, ``records.json`` and each plot as ``.png`` and ``.svg`` into ``out``."""
     for plot in conclusion.plots:
-        _draw(plot, out)
+        drawing.save(plot.draw, out / plot.name, plot.size)
+    found = summary(study.claims, conclusion.findings)
     tree = {
         "study": study.name,
         "question": study.question,
+        "told": study.told,
+        "found": found,
         "command": command,
         "budget": asdict(budget),
         "findings": [asdict(finding) for finding in conclusion.findings],
         "answer": conclusion.answer,
         "records": [asdict(record) for record in records],
     }
-    write_text(out / RECORDS, json.dumps(tree, indent=2) + "\n")
+    write_record(out / RECORDS, "study", tree, made(range(budget.seeds), shlex.split(command)))
     parts = [
         f"# Study: {study.name}",
         study.question,
-        "## What we found",
+        *([f"> What is said: {study.told}"] if study.told else []),
+        f"**What we found.** {found}",
+        f"**Budget.** {_budget(study, budget)}",
+        "## Claims",
         *_found(study, conclusion),
         "## Results",
         *map(_table, conclusion.tables),
@@ -88,17 +80,15 @@ def _failures(records: Sequence[Record]) -> list[str]:
 def _protocol(study: Study, budget: Budget, records: Sequence[Record], command: str) -> str:
     machines = {json.dumps(one.machine, sort_keys=True): one.machine for one in records if one.machine is not None}
     spent = sum(one.cpu_seconds or 0 for one in records)
-    seeds = ", ".join(map(str, range(budget.seeds)))
     lines = [
         f"Command: `{command}`",
-        f"Budget: {budget.steps} training steps, {budget.draws} draws a row for each bound, "
-        f"{budget.samples} samples at each number of denoiser calls; seeds {seeds}.",
+        f"Budget: {_budget(study, budget)}",
         *study.protocol,
         f"{len(records)} cells took {spent / 60:.1f} CPU-minutes in all, one thread each.",
         *(f"Machine: {_machine(one)}." for one in machines.values()),
         "Intervals are of 95%. "
         + (
-            "They hold what evaluation and sampling add, and the spread over seeds."
+            "They hold what evaluation and sampling add, and the spread over seeds as far as so few tell it."
             if budget.seeds > 1
             else "They hold what evaluation and sampling add, not how trainings with other seeds would differ."
         ),
@@ -106,20 +96,12 @@ def _protocol(study: Study, budget: Budget, records: Sequence[Record], command: 
     return "\n".join(f"- {line}" for line in lines)
 
 
+def _budget(study: Study, budget: Budget) -> str:
+    draws = f", {budget.draws} draws a row for each bound" if budget.draws else ""
+    samples = f", {budget.samples} {study.sampled}" if budget.samples else ""
+    seeds = ", ".join(map(str, range(budget.seeds)))
+    return f"{budget.steps} training steps{draws}{samples}; seeds {seeds}."
+
+
 def _machine(facts: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
-
-
-def _draw(plot: Plot, out: Path) -> None:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
-        figure = Figure(figsize=plot.size, layout="constrained")
-        plot.draw(figure)
-        for kind, metadata in (("png", {}), ("svg", {"Date": None})):
-
-            def save(path: Path, kind: str = kind, metadata: dict[str, Any] = metadata) -> None:
-                figure.savefig(path, format=kind, dpi=150, metadata=metadata)
-
-            write(out / f"{plot.name}.{kind}", save)

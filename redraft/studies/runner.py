@@ -33,7 +33,8 @@ WORKERS = 2
 class Budget:
     """What a cell may spend: training ``steps``, ``draws`` of (t, z) a row for the bound, ``samples`` to judge.
 
-    ``seeds``: how many times each cell is trained, with seeds 0, 1, ...
+    ``seeds``: how many times each cell is trained, with seeds 0, 1, ... ``draws`` is 0 where no bound is measured, and
+    ``samples`` where nothing is written.
     """
 
     steps: int
@@ -43,7 +44,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value < 1:
+            if value < (0 if name in ("draws", "samples") else 1):
                 raise ValueError(f"{name}={value}: take at least one")
 
 
@@ -82,6 +83,16 @@ class Record:
         return cls(**fields)
 
 
+def rows_by(records: Sequence[Record], *names: str) -> dict[str, dict[Any, list[Mapping[str, Any]]]]:
+    """The ``rows`` of what was measured, by cell, then by what a row holds under ``names``: one of each seed."""
+    found = dict[str, dict[Any, list[Mapping[str, Any]]]]()
+    for record in records:
+        for row in (record.measured or {}).get("rows", ()):
+            cell = found.setdefault(record.cell.name, {})
+            cell.setdefault(tuple(row[name] for name in names), []).append(row)
+    return found
+
+
 Measure = Callable[[Cell, Path], dict[str, Any]]
 """(cell, an empty folder to work in) -> JSON values; a function of a module, for it runs in a process of its own."""
 
@@ -90,6 +101,8 @@ Measure = Callable[[Cell, Path], dict[str, Any]]
 class Study:
     """A claim or more as an experiment. ``claims`` are what it reads; ``protocol`` says what is equal in all cells.
 
+    ``told``: what the texts that this project began with say of it, in our words; the report quotes it. ``sampled``:
+    what a budget's samples are.
     ``names()`` are the cells; ``options(name, budget)`` what decides one; ``measure`` runs one;
     ``conclude(records)`` turns all records into tables, plots and findings.
     """
@@ -104,6 +117,8 @@ class Study:
     conclude: Callable[[Sequence[Record]], Conclusion]
     full: Budget
     quick: Budget
+    told: str = ""
+    sampled: str = "samples at each number of denoiser calls"
 
     def cells(self, budget: Budget, only: Sequence[str] = ()) -> list[Cell]:
         """One cell a name and seed, seeds outermost. Errors: ``ValueError`` for a name in ``only`` that is none."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from redraft import recipes
 from redraft.data import load_data, toy
 from redraft.evaluation import variety
-from redraft.evaluation.judge import NGram
+from redraft.evaluation.ngram import NGram
 from redraft.lm import LM
 from redraft.processes import Process
 from redraft.processes.base import log_prob_of
@@ -123,6 +123,10 @@ STUDY = Study(
         "MaskGIT unmasks few tokens at first and many at last (cosine), and writes better than by even steps. Why? "
         "Tokens written in one step are drawn without regard to one another; how much that costs can be computed."
     ),
+    told=(
+        "The schedule matters: unmasking few tokens at first and more later suits text, since tokens of one step are "
+        "drawn apart and then stay, so that early conflicts compound."
+    ),
     claims=CLAIMS,
     protocol=(
         "Toy language: 252 sentences of six tokens; what a token surprises when j others are known, h_j, is exact, by "
@@ -139,6 +143,6 @@ STUDY = Study(
     options=options,
     measure=measure,
     conclude=conclude,
-    full=Budget(steps=1000, seeds=1, draws=16, samples=1000),
-    quick=Budget(steps=300, seeds=1, draws=8, samples=500),
+    full=Budget(steps=600, seeds=1, draws=8, samples=500),
+    quick=Budget(steps=300, seeds=1, draws=4, samples=100),
 )

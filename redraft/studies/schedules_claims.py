@@ -12,6 +12,7 @@ from redraft.studies.findings import (
     Table,
     Verdict,
     below,
+    estimate,
     mean_over,
     pooled,
     share,
@@ -52,7 +53,7 @@ def errors(rows: Sequence[Row]) -> Estimate:
     """The share of ill-formed sentences, or bits per character under the judge."""
     if "well_formed" in rows[0]:
         return pooled([share(row["n"] - round(row["well_formed"] * row["n"]), row["n"]) for row in rows])
-    return pooled([Estimate(row["bits_per_char"], row["bits_per_char_error"]) for row in rows])
+    return pooled([estimate(row, "bits_per_char") for row in rows])
 
 
 def _findings(places: Sequence[tuple[str, int]], got: Got) -> list[Finding]:
@@ -130,6 +131,5 @@ def _plot(surprise: Mapping[str, Sequence[float]], places: Sequence[tuple[str, i
             made = "ill-formed" if cell == "toy" else "bits/char (5-gram)"
             axes[1][column].set(xlabel="cost computed, nats/text", ylabel=made)
         axes[1][0].legend()
-        figure.tight_layout()
 
     return Plot("conflicts", "Above: what a token surprises when j are known. Below: cost and errors.", draw, (10, 8))

@@ -118,6 +118,10 @@ STUDY = Study(
         "Whoever writes several tokens at once makes mistakes. Which samplers mend theirs, at how many calls of the "
         "network, and what do they give up in variety for it?"
     ),
+    told=(
+        "A masked model cannot change what it has written, so its mistakes stay and spread; Gaussian and uniform noise "
+        "mend theirs by design. Remasking while sampling is said to make up for it."
+    ),
     claims=CLAIMS,
     protocol=(
         "Toy language: 252 sentences of six tokens; an error is a text that is not one of them, and of those, errors "
@@ -134,6 +138,6 @@ STUDY = Study(
     options=options,
     measure=measure,
     conclude=conclude,
-    full=Budget(steps=1000, seeds=1, draws=16, samples=1000),
-    quick=Budget(steps=300, seeds=1, draws=4, samples=300),
+    full=Budget(steps=800, seeds=1, draws=4, samples=300),
+    quick=Budget(steps=250, seeds=1, draws=4, samples=100),
 )

@@ -154,7 +154,6 @@ def _plot(got: Got) -> Plot:
             axes[0][column].set(title=cell, xlabel="calls a row", ylabel="wrong", xscale="log")
             axes[1][column].set(xlabel="unigram entropy, nats", ylabel="wrong")
             axes[0][column].legend(fontsize=6)
-        figure.tight_layout()
 
     caption = "Errors against calls (above) and against variety (below); solid lines revise, dashed write once."
     return Plot("self-correction", caption, draw, (5 * len(got), 8))

@@ -1,12 +1,11 @@
 """Does a line of Python parse? A measure of samples of a small model, whose texts are too short to be programs."""
 
-import ast
 import re
-import warnings
 from collections.abc import Iterable
 from itertools import islice
 
 from redraft.data.corpora import python_source
+from redraft.evaluation import execution
 
 PIECE, LIMIT, EVERY = 4_000, 600_000, 3
 """Characters of a module that are taken, of all, and each how manieth module: a corpus that trains in minutes."""
@@ -51,17 +50,7 @@ def parses(line: str) -> bool:
     # a statement, the head of a block with a body of its own or not, whatever comment ends the line
     forms = [decorated, before + code, before + code + "\n  pass", before + code + after]
     forms += [f"{before}{code}\n pass{after}"] if word[0] == "try" else []
-    return any(map(_read, forms))
-
-
-def _read(code: str) -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a bad escape is no syntax error yet
-            ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+    return any(map(execution.parses, forms))
 
 
 def lines(text: str) -> list[str]:

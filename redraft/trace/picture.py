@@ -2,13 +2,13 @@
 
 import io
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from rich.console import Console
 from rich.table import Table
 
+from redraft.drawing import check_plotting, drawable
 from redraft.errors import unknown
 from redraft.files import write, write_text
 from redraft.trace.record import Mark, Record, Row
@@ -38,12 +38,6 @@ def save_svg(record: Record, path: str | Path, row: int = 0, title: str | None =
     write_text(Path(path), console.export_svg(title=title or record.title))
 
 
-def check_plotting() -> None:
-    """Errors: ``ValueError`` naming the extra when matplotlib is missing."""
-    if find_spec("matplotlib") is None:
-        raise ValueError("a heat map is drawn by matplotlib, which is missing: pip install 'redraft[viz]'")
-
-
 def save_png(record: Record, path: str | Path, row: int = 0, colour: Colour = "confidence") -> None:
     """A heat map of one row: positions from left to right, steps downwards.
 
@@ -51,7 +45,7 @@ def save_png(record: Record, path: str | Path, row: int = 0, colour: Colour = "c
     are grey, given tokens blue, tokens of which nothing was said white; a cross marks a re-write, a ring a token taken
     back. Errors: ``ValueError`` without matplotlib, for another colour, and for a row without frames.
     """
-    check_plotting()
+    check_plotting("a heat map is a plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure = _figure(record, record.row(row), colour)
@@ -86,7 +80,7 @@ def _figure(record: Record, row: Row, colour: Colour) -> Any:
     label = "p of the token that stands" if colour == "confidence" else "written in step"
     figure.colorbar(image, ax=axes, label=label, pad=0.01)
     _axes(axes, record, row, length)
-    figure.suptitle(_drawable(f"{record.title}, text {row.number + 1}"), x=0.01, ha="left", parse_math=False)
+    figure.suptitle(drawable(f"{record.title}, text {row.number + 1}"), x=0.01, ha="left", parse_math=False)
     return figure
 
 
@@ -101,7 +95,7 @@ def _axes(axes: Any, record: Record, row: Row, length: int) -> None:
     names = [{"callback": "callback", "end": "final"}.get(row.frames[i].cause, str(i + 1)) for i in ticks]
     axes.set_yticks(ticks, names, fontsize="small")
     if length <= _NAMED and len(last.ids) == length:
-        words = [_drawable(word)[:12] for word in record.words(last)]
+        words = [drawable(word)[:12] for word in record.words(last)]
         axes.set_xticks(range(length), words, rotation=90, fontsize="small", parse_math=False)
 
 
@@ -122,11 +116,3 @@ def _image(axes: Any, values: Iterable[Sequence[float]], length: int, **how: Any
 
     cells = np.array([[*line, *[float("nan")] * (length - len(line))] for line in values], dtype=float)
     return axes.imshow(cells, aspect="auto", interpolation="nearest", **how)
-
-
-def _drawable(text: str) -> str:
-    """``text`` with a square for what the font has not, of which matplotlib would complain."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    known = get_font(findfont(FontProperties())).get_charmap()
-    return "".join(one if ord(one) in known else "□" for one in text)

@@ -11,6 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from redraft.drawing import check_plotting
+
 Cause = Literal["step", "callback", "end"]
 Mark = Literal["given", "mask", "written", "rewritten", "taken", "kept"]
 CAUSES: tuple[Cause, ...] = ("step", "callback", "end")
@@ -218,9 +220,7 @@ def checked(path: str | Path, name: str = "trace", endings: Sequence[str] = FORM
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"{name} {str(path)!r}: name a file in a folder that exists")
     if path.suffix == ".png":
-        from redraft.trace.picture import check_plotting
-
-        check_plotting()
+        check_plotting("a heat map is a plot")
     return path
 
 

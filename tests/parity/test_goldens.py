@@ -19,6 +19,7 @@ from parity.checkpoints import (
 )
 from redraft import processes, runs
 from redraft.evaluation import answers
+from redraft.evaluation.intervals import student95
 from redraft.guidance import cfg, unprompted
 from redraft.sampling import sample
 
@@ -374,8 +375,9 @@ def test_a_drawn_likelihood_is_within_its_error(weight, nats, tmp_path):
     """Seven groups' degrees of freedom: 6 standard errors off is a chance of 5e-4 for each of these seeds."""
     for seed in range(3):
         found = scored(tmp_path, draws=512, weight=weight, seed=seed)
-        assert 0 < found.error < 0.3
-        assert abs(found.nats - nats) < 6 * found.error
+        standard_error = found.error / student95(answers.GROUPS)
+        assert 0 < standard_error < 0.3
+        assert abs(found.nats - nats) < 6 * standard_error
         assert found.forwards <= 7 * (2 if weight != 1 else 1)
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 from typer.testing import CliRunner
 
 from redraft import processes
@@ -82,8 +83,8 @@ def test_causal_likelihood_is_exact():
     found = likelihood(Constant(P, causal=True, mask_id=3), processes.masked(3), packed, draws=9)
     assert found.nats_per_token == pytest.approx(cross_entropy(packed), abs=1e-12)
     assert (found.is_bound, found.draws) == (False, 1)
-    spread = 1.96 * np.log(np.array(P))[packed.ids].mean(1).std(ddof=1) / math.sqrt(400)
-    assert found.nats_per_token_error == pytest.approx(spread, rel=1e-4)
+    spread = student.ppf(0.975, 399) * np.log(np.array(P))[packed.ids].mean(1).std(ddof=1) / math.sqrt(400)
+    assert found.nats_per_token_error == pytest.approx(spread, rel=1e-6)
 
 
 def test_padding_does_not_count():

@@ -152,6 +152,15 @@ def test_no_path_of_this_machine_is_stored(trained, tmp_path):
     assert publishing.portable(local) == {
         **{"a": [".", "q", ["r"], 3], "b": "y.txt", "c": "z", "config": "/kept", "d": {"e": ["g"]}}
     }
+    typed = "redraft train mdlm --data '/home/me/my text.txt' --out=/home/me/run --train.lr 3e-4"
+    told = publishing.portable(
+        {"command": typed, "made": {"command": "python /home/me/x.py"}, "x": {"command": ["/a/b"]}}
+    )
+    assert told == {
+        "command": "redraft train mdlm --data 'my text.txt' --out=run --train.lr 3e-4",
+        "made": {"command": "python x.py"},
+        "x": {"command": ["b"]},
+    }
 
 
 def test_what_was_measured_travels_with_the_model(trained, tmp_path):

@@ -14,7 +14,8 @@ VECTORS = {f"2.2.{n}" for n in range(1, 11)} | {f"18.{n}" for n in (2, 3, 4, 5, 
 NUMBERS = sorted(TOKENS | VECTORS | {"11.6", "18.9"})
 ROW = re.compile(r"^\| (T\d+[a-c]?|2\.2\.\d+|1[18]\.\d+) \| (.+) \| ([^|]+) \|$", re.MULTILINE)
 LAW = re.compile(r"^\| ([^|]+) \| (.+) \| (`(?:\w+/)?test_[^|]+) \|$", re.MULTILINE)
-DECODED, RELEASED = "Decoding", "Released checkpoints and fine-tuning"
+DECODED, RELEASED, MEASURED = "Decoding", "Released checkpoints and fine-tuning", "Likelihood"
+SAMPLED, DEFENDED = "Samples and sweeps", "Defences"
 DECODING = {
     *("batch_invariance", "caches", "conflicts", "constraints", "doubt", "grammar", "guided_decoding", "guided_rates"),
     *("lengths", "revisions", "selection", "smc"),
@@ -83,7 +84,7 @@ def laws(title: str) -> list[tuple[str, str, list[str]]]:
     return [(name, says, re.findall(r"`([^`]+)`", cell)) for name, says, cell in LAW.findall(section(title))]
 
 
-@pytest.mark.parametrize("title", [DECODED, RELEASED])
+@pytest.mark.parametrize("title", [DECODED, RELEASED, MEASURED, SAMPLED, DEFENDED])
 def test_every_named_law_has_one_row_and_its_tests(title):
     """No row of the section is of another form, no name or statement stands twice, every test exists."""
     rows = laws(title)
@@ -93,7 +94,7 @@ def test_every_named_law_has_one_row_and_its_tests(title):
         assert len(set(told)) == len(told)
     found = (
         law_tests()
-        if title == DECODED
+        if title not in (RELEASED, SAMPLED, DEFENDED)
         else {f"{folder}/{test}" for folder in ("laws", "parity", "unit", "e2e") for test in written(folder)}
     )
     assert [test for _, _, tests in rows for test in tests if test not in found] == []

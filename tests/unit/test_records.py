@@ -31,6 +31,9 @@ def test_made_says_how_to_repeat_it(monkeypatch):
     assert told["seeds"] == [3]
     assert {"torch", "transformers", "redraft", "python", "processor"} <= told["machine"].keys()
     assert records.made([0], ["python", "x y.py"])["command"] == "python 'x y.py'"
+    for program, words in {"/site/redraft/cli.py": "redraft --n 2", "mine.py": "python mine.py --n 2"}.items():
+        monkeypatch.setattr(sys, "argv", [program, "--n", "2"])
+        assert records.made([])["command"] == words
 
 
 def test_the_commit_is_of_redraft_itself(tmp_path, monkeypatch):

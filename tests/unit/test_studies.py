@@ -4,13 +4,14 @@ import importlib.util
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from redraft import processes, recipes, studies
 from redraft.data import toy
-from redraft.evaluation.judge import NGram
+from redraft.evaluation.ngram import NGram
 from redraft.processes import Facts
 from redraft.recipes.lineage import LINEAGE
 from redraft.studies import findings, hybrid, lineage, lineage_claims, repair, runner
@@ -38,6 +39,26 @@ def test_alike():
     assert "a and c" in apart.sentence
     assert "a and b" not in apart.sentence
     assert findings.alike("x", ["a", "d"], values, "bits").verdict == "not measured"
+    close = values | {"c": Estimate(1.15, 0.1)}
+    assert "most apart are a and c (-0.150 ± 0.173)" in findings.alike("x", ["a", "b", "c"], close, "bits").sentence
+    assert findings.alike("x", ["a", "c"], close, "bits").verdict == "fails", "one comparison needs less"
+
+
+def test_many_comparisons_widen_the_intervals():
+    one = Estimate(0.5, 0.1)
+    assert findings.widened(one, 1).error == pytest.approx(0.1)
+    assert findings.widened(one, 10).error == pytest.approx(0.1 * 2.807 / 1.96, abs=1e-3)
+    values = {"a": Estimate(0.0, 0.1), "b": Estimate(0.15, 0.1)}
+    assert findings.below("x", "a", "b", values, "bits").verdict == "holds"
+    chosen = findings.below("x", "a", "b", values, "bits", comparisons=3)
+    assert chosen.verdict == "not separated"
+    assert "difference -0.150 ± 0.173" in chosen.sentence
+
+
+def test_what_a_difference_says():
+    gaps = [Estimate(mean, 0.5) for mean in (-1.0, 0.0, 1.0)]
+    assert [findings.lower(gap) for gap in gaps] == ["holds", "not separated", "fails"]
+    assert [findings.higher(gap) for gap in gaps] == ["fails", "not separated", "holds"]
 
 
 def test_pooling_adds_the_spread_over_seeds():
@@ -55,6 +76,20 @@ def test_a_share_of_nothing_still_has_an_error():
         findings.share(3, 2)
 
 
+def test_the_summary_counts_every_claim_and_names_those_that_do_not_hold():
+    said = {"a": ["holds", "holds"], "b": ["holds", "fails"], "c": ["fails", "not separated"], "d": ["not separated"]}
+    said |= {"e": ["not measured"], "f": ["holds", "not measured"]}
+    told = [Finding(claim, verdict, "") for claim, verdicts in said.items() for verdict in verdicts]
+    assert findings.summary([*said, "g"], told) == (
+        "Of 7 claims 2 held in every comparison; in some: “b” (1 of 2, failed in 1); in none: “c” (failed in 1 of 2); "
+        "not separated: “d”; "
+        "not measured: “e”, “g”."
+    )
+    assert findings.summary(["a"], told[:2]) == "Of 1 claims 1 held in every comparison."
+    partly = [Finding("a", "holds", ""), Finding("a", "not separated", "")]
+    assert findings.summary(["a"], partly).endswith("in some: “a” (1 of 2).")
+
+
 # ------------------------------------------------------------------------------------------------------------- cells
 
 
@@ -62,6 +97,62 @@ def test_every_option_and_seed_makes_another_cell():
     cells = [Cell("a", 0, {"x": 1}), Cell("a", 1, {"x": 1}), Cell("a", 0, {"x": 2}), Cell("b", 0, {"x": 1})]
     assert len({cell.key for cell in cells}) == 4
     assert Cell("a", 0, {"x": (1, 2)}).key == Cell("a", 0, {"x": [1, 2]}).key, "as JSON tells it"
+
+
+def test_every_study_quotes_what_it_tests_and_has_a_row_in_the_index():
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text("utf-8")
+    for name in studies.STUDIES:
+        assert len(studies.get(name).told) > 40, name
+        (row,) = [line for line in page.splitlines() if line.startswith((f"| `{name}` |", f"| [`{name}`]("))]
+        assert row.count("|") == 6, "study, asks, found, --quick, full"
+
+
+def test_a_budget_may_write_nothing_but_must_train():
+    assert replace(BUDGET, samples=0, draws=0).samples == 0
+    for field in ("steps", "seeds"):
+        with pytest.raises(ValueError, match=f"{field}=0"):
+            replace(BUDGET, **{field: 0})
+    with pytest.raises(ValueError, match="draws=-1"):
+        replace(BUDGET, draws=-1)
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_a_budget_says_what_is_measured(name):
+    """What a cell is not given is 0: the report would promise bounds or samples that nobody sees."""
+    study = studies.get(name)
+    for budget in (study.quick, study.full):
+        options = study.cells(budget)[0].options
+        assert (budget.samples > 0) == ("samples" in options)
+        assert (budget.draws > 0) == ("draws" in options)
+
+
+def test_quick_runs_go_on_after_a_failure(monkeypatch, tmp_path, capsys):
+    """One study breaks, one has a cell that failed: all are run and timed, and the command exits with an error."""
+    path = Path(__file__).parents[2] / "benchmarks" / "studies.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_studies", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    asked = []
+
+    def run(name, *, quick, out, workers):
+        asked.append((name, quick, out))
+        if name == "gaussian":
+            raise RuntimeError("broken")
+        failed = "no" if name == "hybrid" else None
+        return studies.Outcome([Record(Cell("one", 0, {}), {}, failed, 60.0)], Conclusion(), out)
+
+    monkeypatch.setattr(benchmark.studies, "run", run)
+    names = ["gaussian", "hybrid", "length"]
+    monkeypatch.setattr("sys.argv", ["studies.py", "--out", str(tmp_path), "--only", *names])
+    with pytest.raises(SystemExit, match="failed: gaussian, hybrid: one; see"):
+        benchmark.main()
+    assert asked == [(name, True, tmp_path / name) for name in names]
+    told = capsys.readouterr()
+    assert "broken" in told.err
+    (total,) = [line for line in told.out.splitlines() if line.startswith("total")]
+    assert "2.0 CPU-minutes" in total
+    monkeypatch.setattr("sys.argv", ["studies.py", "--out", str(tmp_path), "--only", "length"])
+    benchmark.main()
 
 
 def test_quick_is_a_smaller_budget():
@@ -94,7 +185,7 @@ def test_refusals(call, words, tmp_path, monkeypatch):
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr("redraft.studies.report.find_spec", lambda name: None)
+    monkeypatch.setattr("redraft.drawing.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"redraft\[viz\]"):
         studies.run("hybrid", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -322,12 +413,18 @@ def test_the_mask_share_only_grows():
 def test_the_report_says_it_all(tmp_path):
     cells = [Record(Cell("a", 0, {}), {"x": 1}, None, 60.0, 1.0, {"processor": "p", "gpu": None})]
     cells.append(Record(Cell("b", 1, {}), failed="ValueError: b | a"))
-    study = replace(studies.get("hybrid"), name="s", question="Why?", claims=("c", "unread"), protocol=("As told.",))
+    told = {"question": "Why?", "told": "They say so.", "claims": ("c", "unread"), "protocol": ("As told.",)}
+    study = replace(studies.get("hybrid"), name="s", sampled="texts", **told)
     plot = Plot("one", "A plot.", lambda figure: figure.subplots().plot([0, 1], [0, 1]))
     table = Table("T", ("k",), [("v|w",)], "A note.")
     conclusion = Conclusion([table], [plot], [Finding("c", "fails", "It does not.")], "So it is.")
     write_report(study, BUDGET, cells, conclusion, tmp_path, "redraft study s")
     text = (tmp_path / "report.md").read_text("utf-8")
+    head = text.partition("## Claims")[0]
+    assert "> What is said: They say so." in head
+    found = "Of 2 claims 0 held in every comparison; in none: “c” (failed in 1 of 1); not measured: “unread”."
+    assert f"**What we found.** {found}" in head
+    assert "**Budget.** 7 training steps, 1 draws a row for each bound, 3 texts; seeds 0, 1." in head
     for words in ("Why?", "**Claim: c**", "**fails**: It does not.", "not measured", "So it is.", "v\\|w", "A note."):
         assert words in text
     for words in (
@@ -341,9 +438,12 @@ def test_the_report_says_it_all(tmp_path):
         assert words in text
     assert "](one.png)" in text
     kept = json.loads((tmp_path / "records.json").read_text("utf-8"))
+    assert (kept["told"], kept["found"]) == ("They say so.", found)
     assert [one["failed"] for one in kept["records"]] == [None, "ValueError: b | a"]
     assert (tmp_path / "one.svg").read_text("utf-8").startswith("<?xml")
     assert (tmp_path / "one.png").stat().st_size > 1000
+    write_report(study, replace(BUDGET, draws=0, samples=0), cells, conclusion, tmp_path, "redraft study s")
+    assert "**Budget.** 7 training steps; seeds 0, 1." in (tmp_path / "report.md").read_text("utf-8")
 
 
 def test_a_cell_killed_while_it_tells_is_a_failure():

@@ -405,7 +405,7 @@ def test_what_a_heat_map_shows():
 
 
 def test_a_heat_map_needs_matplotlib(tmp_path, monkeypatch):
-    monkeypatch.setattr("redraft.trace.picture.find_spec", lambda name: None)
+    monkeypatch.setattr("redraft.drawing.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"redraft\[viz\]"):
         record().save(tmp_path / "x.png")
 

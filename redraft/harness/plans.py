@@ -1,0 +1,108 @@
+"""Which tokens of an answer are hidden together, and how much each log p so found weighs: an estimator as a table.
+
+    log p(answer | prompt)  ~  sum over rows r and hidden tokens i of  w_ri log p(x_i | prompt, the row's others)
+
+Each estimator of ``redraft.evaluation.answers`` that does not choose as it goes is such a sum. A bound whose 2^N - 1
+sets are no more than its draws is not drawn: all of them are asked, and nothing is left to chance.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from redraft.errors import unknown
+from redraft.evaluation.answers import ENUMERATED, GROUPS, hide
+from redraft.randomness import generator, rand
+
+ESTIMATORS = ("bound", "any_order_exact", "chain_rule", "one_step")
+
+
+@dataclass(frozen=True)
+class How:
+    """How an answer is scored: see ``answers.score``, which each of these is of.
+
+    ``estimator``: ``chain_rule`` of causal denoisers and ``bound`` of others unless given.
+    """
+
+    estimator: str | None = None
+    draws: int = 128
+    weight: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.estimator is not None and self.estimator not in ESTIMATORS:
+            raise unknown("estimator", self.estimator, ESTIMATORS)
+        if self.draws < 1:
+            raise ValueError(f"draws={self.draws}: pass 1 at least")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``hidden`` (R, N) bool, ``weights`` (R, N) float64; ``groups`` (R,) the independent part each row is of.
+
+    ``groups`` is None where nothing is drawn. Rows of weight 0 are asked for what they say of greedy decoding.
+    """
+
+    hidden: Tensor
+    weights: Tensor
+    groups: Tensor | None = None
+
+    def totals(self, logp: Tensor, groups: int) -> Tensor:
+        """(Q, groups) float64 of log p (Q, R, N): what each group estimates; their mean is the estimate."""
+        rows = (self.weights * logp).sum(2)
+        if self.groups is None:
+            return rows.sum(1, keepdim=True).expand(-1, groups)
+        return rows.new_zeros(len(rows), groups).index_add(1, self.groups, rows) * groups
+
+
+def plan(length: int, how: How, *keys: int) -> Plan:
+    """The sets of an answer's, or a span's, ``length`` tokens. What is drawn depends on ``keys`` alone.
+
+    Errors: ``ValueError`` for an answer too long for ``any_order_exact``.
+    """
+    every = torch.ones(length, length, dtype=torch.bool)
+    if how.estimator == "one_step":
+        return Plan(every[:1], torch.ones(1, length, dtype=torch.float64))
+    if how.estimator == "chain_rule":
+        return Plan(every.triu(), torch.eye(length, dtype=torch.float64))
+    if how.estimator == "any_order_exact" and length > ENUMERATED:
+        raise ValueError(
+            f"any_order_exact of {length} tokens, which have 2^{length} sets: at most {ENUMERATED}, or use 'bound'"
+        )
+    if how.estimator == "any_order_exact" or 2**length - 1 <= how.draws:
+        return _enumerated(length)
+    return _drawn(length, how.draws, keys)
+
+
+def _enumerated(length: int) -> Plan:
+    """All sets; one of k tokens weighs 1 / (k C(N, k))."""
+    hidden = (torch.arange(1, 2**length)[:, None] >> torch.arange(length)) % 2 == 1
+    weights = torch.tensor([1 / (k * math.comb(length, k)) for k in range(1, length + 1)], dtype=torch.float64)
+    return Plan(hidden, weights[hidden.sum(1) - 1][:, None].expand(-1, length))
+
+
+def _drawn(length: int, draws: int, keys: tuple[int, ...]) -> Plan:
+    """The sets that ``answers.score`` draws, and all tokens together, which says how greedy decoding begins."""
+    many = min(GROUPS, draws)
+    parts = [draws // many + (one < draws % many) for one in range(many)]
+    hidden, weights, groups = list[Tensor](), list[Tensor](), list[Tensor]()
+    for group, part in enumerate(parts):
+        own = generator(*keys, group)
+        first = torch.randint(length, (), generator=own)
+        sets, weight = hide(first, rand((part, length), own).argsort(1))
+        hidden.append(sets)
+        weights.append(weight / (part * many))
+        groups.append(torch.full((part,), group))
+    rows, weight, group = torch.cat(hidden), torch.cat(weights), torch.cat(groups)
+    if not bool(rows.all(1).any()):
+        rows, weight, group = (
+            torch.cat(pair)
+            for pair in (
+                (rows, torch.ones(1, length, dtype=torch.bool)),
+                (weight, weight.new_zeros(1)),
+                (group, group.new_zeros(1)),
+            )
+        )
+    return Plan(rows, weight[:, None].expand(-1, length), group)

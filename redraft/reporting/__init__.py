@@ -1,0 +1,5 @@
+"""A folder of records as one readable page: ``redraft report DIR``."""
+
+from redraft.reporting.page import page, report
+
+__all__ = ["page", "report"]

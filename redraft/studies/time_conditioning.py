@@ -1,0 +1,180 @@
+"""Study ``time-conditioning``: does telling the model t help a masked denoiser, and does it listen?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redraft import recipes
+from redraft.data import Packed, load_data
+from redraft.evaluation import likelihood
+from redraft.lm import LM
+from redraft.processes import Denoiser, Facts
+from redraft.recipes import Config, EvalConfig
+from redraft.studies.findings import (
+    Conclusion,
+    Estimate,
+    Finding,
+    Plot,
+    Table,
+    below,
+    estimate,
+    mean_over,
+    pooled,
+)
+from redraft.studies.lineage import DATA, DEPTH, TRAIN
+from redraft.studies.runner import Budget, Cell, Record, Study
+from redraft.studies.training import trained
+
+CORPORA = {"toy": "toy_masked", "characters": "mdlm"}
+TOLD, UNTOLD = "told", "untold"
+WRONG = (0.1, 0.5, 0.9)
+"""What a model that is told the time is told instead, wherever it stands."""
+
+HELPS = "a masked model that is told the time does better: its bound is lower than that of one that is not"
+LISTENS = "a model that was told the time does worse when it is told a wrong one"
+CLAIMS = (HELPS, LISTENS)
+
+
+@dataclass(frozen=True)
+class Misled:
+    """``denoiser``, told ``t`` whatever the time is."""
+
+    denoiser: Denoiser
+    t: float
+
+    @property
+    def facts(self) -> Facts:
+        return self.denoiser.facts
+
+    def __call__(self, z: Tensor, t: Tensor, cond: Any = None, **more: Any) -> Tensor:
+        return self.denoiser(z, torch.full_like(t, self.t), cond, **more)
+
+
+def names() -> Sequence[str]:
+    return [f"{corpus} {told}" for corpus in CORPORA for told in (UNTOLD, TOLD)]
+
+
+def config(name: str, budget: Budget) -> Config:
+    """One recipe a corpus; whether its model is told the time is all that differs."""
+    corpus, told = name.split()
+    preset = recipes.get(CORPORA[corpus])
+    if corpus == "characters":
+        preset = replace(preset, data=DATA, train=TRAIN, model=replace(preset.model, depth=DEPTH))
+    return replace(
+        preset,
+        model=replace(preset.model, time_conditioned=told == TOLD),
+        train=replace(preset.train, steps=budget.steps, threads=1),
+        eval=EvalConfig(draws=1),
+    )
+
+
+def options(name: str, budget: Budget) -> dict[str, Any]:
+    return {"config": recipes.to_dict(config(name, budget)), "draws": budget.draws, "wrong": list(WRONG)}
+
+
+def measure(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Train; the bound by one estimator for all; and that of a model misled about the time."""
+    preset, lm, figures = trained(cell, folder)
+    held_out = load_data(preset.data, lm.tokenizer).held_out
+    assert held_out is not None
+    found = {**figures, "bound": bound(lm, lm.denoiser, held_out, cell)}
+    if lm.denoiser.facts.time_conditioned:
+        found["misled"] = {str(t): bound(lm, Misled(lm.denoiser, t), held_out, cell) for t in cell.options["wrong"]}
+    return found
+
+
+def bound(lm: LM, denoiser: Denoiser, held_out: Packed, cell: Cell) -> dict[str, Any]:
+    """The NELBO as an integral over t: the estimator that both kinds of model allow, on the same noise."""
+    draws = cell.options["draws"]
+    return likelihood(denoiser, lm.process, held_out, draws=draws, seed=cell.seed, estimator="vlb").to_dict()
+
+
+# ------------------------------------------------------------------------------------------------ what records say
+
+
+def conclude(records: Sequence[Record]) -> Conclusion:
+    """A table, a plot and findings, from the records alone."""
+    by_cell = dict[str, list[dict[str, Any]]]()
+    for record in records:
+        if record.measured is not None:
+            by_cell.setdefault(record.cell.name, []).append(record.measured)
+    bounds = {name: pooled([nats(one["bound"]) for one in rows]) for name, rows in by_cell.items()}
+    found = list[Finding]()
+    for corpus in CORPORA:
+        told, untold = f"{corpus} {TOLD}", f"{corpus} {UNTOLD}"
+        found.append(below(HELPS, told, untold, bounds, "nats per token"))
+        if told in by_cell:
+            found.append(_listens(told, by_cell[told], bounds[told]))
+    return Conclusion([_table(by_cell, bounds)], [_plot(by_cell, bounds)], found)
+
+
+def nats(found: dict[str, Any]) -> Estimate:
+    return estimate(found, "nats_per_token")
+
+
+def misled(rows: Sequence[dict[str, Any]], t: str) -> Estimate:
+    return pooled([nats(one["misled"][t]) for one in rows])
+
+
+def _listens(name: str, rows: Sequence[dict[str, Any]], right: Estimate) -> Finding:
+    """Of all wrong times that which costs most: does it cost anything?"""
+    values = {f"told t = {t}": misled(rows, t) for t in rows[0]["misled"]}
+    worst, own = max(values, key=lambda t: values[t].mean), f"{name}, told right"
+    return below(LISTENS, own, worst, {own: right, **values}, "nats per token", comparisons=len(values))
+
+
+def _table(by_cell: dict[str, list[dict[str, Any]]], bounds: dict[str, Estimate]) -> Table:
+    lines = list[tuple[str, ...]]()
+    for name, rows in by_cell.items():
+        wrong = [misled(rows, str(t)).text() if "misled" in rows[0] else "-" for t in WRONG]
+        spent = f"{mean_over(rows, 'train_cpu_seconds'):.0f}"
+        lines.append((name, bounds[name].text(), *wrong, f"{mean_over(rows, 'parameters'):.0f}", spent))
+    columns = ("cell", "bound", *(f"told t = {t}" for t in WRONG), "weights", "training CPU s")
+    note = "Nats per token, by the integral over t for all, on the same rows and noise."
+    return Table("Bounds", columns, lines, note)
+
+
+def _plot(by_cell: dict[str, list[dict[str, Any]]], bounds: dict[str, Estimate]) -> Plot:
+    def draw(figure: Any) -> None:
+        for axes, corpus in zip(figure.subplots(1, len(CORPORA), squeeze=False)[0], CORPORA, strict=True):
+            bars = {told: bounds[name] for told in (UNTOLD, TOLD) if (name := f"{corpus} {told}") in bounds}
+            if (rows := by_cell.get(f"{corpus} {TOLD}")) is not None:
+                bars |= {f"told {t}": misled(rows, str(t)) for t in WRONG}
+            heights, errors = [one.mean for one in bars.values()], [one.error for one in bars.values()]
+            axes.errorbar(range(len(bars)), heights, errors, fmt="o", capsize=3)
+            axes.set_xticks(range(len(bars)), list(bars))
+            axes.set(title=corpus, ylabel="nats per token")
+
+    caption = "The bound of models untold, told the time, and told a wrong one wherever they stand."
+    return Plot("bounds", caption, draw)
+
+
+STUDY = Study(
+    name="time-conditioning",
+    question="Does telling the model the time help a masked denoiser, and does a model that is told listen?",
+    told=(
+        "Earlier models were told the noise level. For masked ones it was then shown, by MD4, MDLM and RADD at about "
+        "the same time, that it can be left out, which makes training simpler."
+    ),
+    claims=CLAIMS,
+    protocol=(
+        "Toy language and characters of python-docs; a pair of models that differ in one thing, whether the time is an "
+        "input. The input adds weights, which are counted in the table.",
+        "Under masked noise p(x0 | z, t) does not depend on t (MD4, arXiv 2406.04329; RADD, arXiv 2406.03736): an "
+        "exact denoiser has nothing to gain, and how many masks there are can be seen.",
+        "Misled models are told one time wherever they stand, on the same rows and noise as before. Of the wrong times "
+        "that which costs most is told, with an interval widened for their number (Bonferroni).",
+        "Differences are taken as if the two bounds had other texts. They have the same, so that a difference much "
+        "smaller than its interval may be real and goes unseen.",
+    ),
+    names=names,
+    options=options,
+    measure=measure,
+    conclude=conclude,
+    full=Budget(steps=500, seeds=2, draws=8, samples=0),
+    quick=Budget(steps=200, seeds=1, draws=4, samples=0),
+)
