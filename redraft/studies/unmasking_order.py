@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def written(lm: LM, sampler: str, share: int, cell: Cell) -> dict[str, Any]:
     drawn = lm.generate(num=cell.options["samples"], steps=steps, seed=cell.seed, sampler=sampler, callback=seen)
     places = order_of(seen.fixed)
     kinds = [[kind(cell.name, lm.decode([token])) for token in row] for row in drawn.tokens.tolist()]
-    found: dict[str, Any] = {"sampler": sampler, "tokens_a_step": share, "nfe": drawn.samples.nfe}
+    found: dict[str, Any] = {"sampler": sampler, "tokens_a_step": share, "nfe": mean(drawn.samples.cost.of_rows)}
     found["kinds"] = by_kind(places, kinds)
     left = mean_of(leftmost(seen.fixed).tolist())
     found |= {"leftmost": left.mean, "leftmost_error": left.error, "leftmost_by_chance": by_chance(seen.fixed)}
@@ -68,18 +69,20 @@ def written(lm: LM, sampler: str, share: int, cell: Cell) -> dict[str, Any]:
 
 @dataclass
 class Order:
-    """A callback that keeps the step at which each token was last changed, ``fixed`` (B, L)."""
+    """A callback that keeps the step at which each token was last changed; rows may be drawn some at a time."""
 
-    fixed: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
-    _before: Tensor | None = None
+    _rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict[int, tuple[Tensor, Tensor]])
 
     def __call__(self, step: Step) -> None:
-        if self._before is None:
-            self.fixed = torch.zeros_like(step.tokens)
-        changed = torch.ones_like(step.tokens, dtype=torch.bool)
-        changed = changed if self._before is None else step.tokens != self._before
-        self.fixed[changed] = step.index
-        self._before = step.tokens.clone()
+        for row, tokens in zip(step.rows, step.tokens, strict=True):
+            fixed, before = self._rows.get(row, (torch.full_like(tokens, step.index), tokens))
+            fixed[tokens != before] = step.index
+            self._rows[row] = fixed, tokens.clone()
+
+    @property
+    def fixed(self) -> Tensor:
+        """The steps, (B, L)."""
+        return torch.stack([fixed for _, (fixed, _) in sorted(self._rows.items())])
 
 
 # ---------------------------------------------------------------------------------------------------- arithmetic
@@ -135,9 +138,9 @@ def by_kind(places: Tensor, kinds: Sequence[Sequence[str]], fewest: int = FEWEST
     found = dict[str, dict[str, float]]()
     for one, values in texts.items():
         if len(values) >= fewest:
-            mean = mean_of(values)
+            place = mean_of(values)
             share = counts[one] / places.numel()
-            found[one] = {"place": mean.mean, "error": mean.error, "share": share, "texts": len(values)}
+            found[one] = {"place": place.mean, "error": place.error, "share": share, "texts": len(values)}
     return found
 
 

@@ -62,16 +62,25 @@ def test_a_cell_is_measured(tmp_path):
             assert row["nfe"] == 6
 
 
-def test_the_callback_sees_the_last_change(tmp_path):
+class At:
+    def __init__(self, index, rows, tokens):
+        self.index, self.rows, self.tokens = index, rows, torch.tensor(tokens)
+
+
+def test_the_callback_sees_the_last_change_of_rows_drawn_in_parts():
     seen = study.Order()
-
-    class At:
-        def __init__(self, index, tokens):
-            self.index, self.tokens = index, torch.tensor(tokens)
-
     for index, tokens in enumerate([[[9, 1]], [[2, 1]], [[2, 3]]]):
-        seen(At(index, tokens))
-    assert seen.fixed.tolist() == [[1, 2]]
+        seen(At(index, [1], tokens))
+    for index, tokens in enumerate([[[9, 9], [4, 9]], [[9, 7], [4, 5]]]):
+        seen(At(index, [0, 2], tokens))
+    assert seen.fixed.tolist() == [[0, 1], [1, 2], [0, 1]]
+
+
+def test_texts_drawn_in_parts_are_measured_as_drawn_together(monkeypatch, tmp_path):
+    cell = Cell("toy", 0, study.options("toy", BUDGET))
+    whole = study.measure(cell, tmp_path / "one")["rows"]
+    monkeypatch.setattr("redraft.writing.POSITIONS_AT_ONCE", 30)
+    assert study.measure(cell, tmp_path / "two")["rows"] == whole
 
 
 def made_up(kinds, leftmost, sampler="low_confidence"):
