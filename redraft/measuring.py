@@ -9,7 +9,7 @@ import typer
 
 from redraft import records
 from redraft.flags import Device, DeviceMap, Family, Json, Model, Precision, Quantize, Record, Seed, Words, loaded
-from redraft.printing import difference_rows, likelihood_rows, print_json, print_rows
+from redraft.printing import difference_rows, likelihood_rows, print_json, print_record, print_rows
 from redraft.sweeping import Sweep, sweep
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def evaluate(
     """
     if not against and (unit is not None or force):
         raise ValueError("--unit and --force are of a comparison: pass --against FILE with them, or leave them out")
-    load = partial(_load, device=device, tokenizer=tokenizer, family=family, how=(dtype, device_map, quantize))
+    told = {"device": device, "tokenizer": tokenizer, "family": family}
+    load = partial(loaded, **told, dtype=dtype, device_map=device_map, quantize=quantize)
     scored = {"--draws": draws if draws != DRAWS else None, "--rows": rows, "--estimator": estimator, "--unit": unit}
     scored |= {"--ode-steps": ode_steps, "--ode-probes": ode_probes, "--particles": particles, "--stride": stride}
     if frontier:
@@ -88,12 +89,7 @@ def evaluate(
     if samples:
         result["samples"], told = _quality(lm, samples, seed, asking, data, text_field)
         table += told
-    made = records.made([seed])
-    if out is not None:
-        records.write(out, "likelihood", result | found.to_record(), made)
-    if as_json:
-        print_json({**result, "made": made})
-    else:
+    if not print_record("likelihood", result, [seed], out, as_json, more=found.to_record()):
         print_rows(table)
 
 
@@ -132,10 +128,6 @@ def report(
         print_json({"page": str(page)})
     else:
         print_rows([("page", str(page))])
-
-
-def _load(model: str, device: str | None, tokenizer: str | None, family: str | None, how: tuple[Any, ...]) -> "LM":
-    return loaded(model, device, tokenizer, family, *how)
 
 
 def _refuse(options: Mapping[str, Any], why: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from redraft.records import plain
+from redraft import records
 
 if TYPE_CHECKING:
     from redraft.lm import LM, Generation
@@ -16,7 +16,29 @@ if TYPE_CHECKING:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """One line of JSON; numbers that JSON cannot write are null."""
-    typer.echo(json.dumps(plain(value)))
+    typer.echo(json.dumps(records.plain(value)))
+
+
+def print_record(
+    kind: str,
+    measured: Mapping[str, Any],
+    seeds: Sequence[int],
+    out: Path | None,
+    as_json: bool,
+    *,
+    command: Sequence[str] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> bool:
+    """Store what was measured in ``out`` if there is one, and print it if that is to be JSON; whether it was printed.
+
+    ``command``: that which repeats it, where this process's own must not be told; ``more``: what the file alone says.
+    """
+    made = records.made(seeds, command)
+    if out is not None:
+        records.write(out, kind, {**measured, **(more or {})}, made)
+    if as_json:
+        print_json({**measured, "made": made})
+    return as_json
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:

@@ -129,19 +129,32 @@ def hide(first: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     return order < many[:, None], order.shape[1] / many.double()
 
 
+def drawn_sets(length: int, draws: int, *keys: int) -> list[tuple[Tensor, Tensor]]:
+    """What each of ``GROUPS`` independent parts of the draws hides of so many tokens, and its weights (``hide``)."""
+    groups = min(GROUPS, draws)
+    found = list[tuple[Tensor, Tensor]]()
+    for group in range(groups):
+        own, part = generator(*keys, group), draws // groups + (group < draws % groups)
+        first = torch.randint(length, (), generator=own)
+        found.append(hide(first, rand((part, length), own).argsort(1)))
+    return found
+
+
+def spans_of(denoiser: Denoiser, prompt: int, stop: int) -> list[range]:
+    """The positions of an answer behind ``prompt`` tokens, up to ``stop``; of a block model block by block."""
+    width = denoiser.facts.block if denoiser.facts.attention == "block" else None
+    starts = [prompt, *(range(prompt // width * width + width, stop, width) if width else ())]
+    return [range(*pair) for pair in zip(starts, [*starts[1:], stop], strict=True)]
+
+
 def _bound(ask: Asked, spans: list[range], draws: int, seed: int) -> tuple[float, float]:
     groups = min(GROUPS, draws)
-    parts = [draws // groups + (one < draws % groups) for one in range(groups)]
     found = torch.zeros(groups, dtype=torch.float64)
     for number, span in enumerate(spans):
-        own = [generator(seed, number, one) for one in range(groups)]
-        drawn = [
-            hide(torch.randint(len(span), (), generator=one), rand((part, len(span)), one).argsort(1))
-            for one, part in zip(own, parts, strict=True)
-        ]
+        drawn = drawn_sets(len(span), draws, seed, number)
         hidden, weight = (torch.cat(both) for both in zip(*drawn, strict=True))
         values = ask(span, hidden).sum(1) * weight
-        found += torch.stack([part.mean() for part in values.split(parts)])
+        found += torch.stack([part.mean() for part in values.split([len(part) for part, _ in drawn])])
     error = student95(groups) * found.std(correction=1).item() / math.sqrt(groups) if groups > 1 else math.nan
     error = 0.0 if max(map(len, spans)) == 1 else error  # then there is one set to draw
     return found.mean().item(), error
@@ -236,9 +249,7 @@ def score(
         denoiser = cfg(denoiser, unprompted(denoiser), weight=weight)
     ids = torch.cat([prompt, answer]).to(device)
     ask = Asked(process, denoiser, ids, torch.arange(len(ids), device=device) < len(prompt))
-    width = denoiser.facts.block if denoiser.facts.attention == "block" else None
-    starts = [len(prompt), *(range(len(prompt) // width * width + width, len(ids), width) if width else ())]
-    spans = [range(*pair) for pair in zip(starts, [*starts[1:], len(ids)], strict=True)]
+    spans = spans_of(denoiser, len(prompt), len(ids))
     nats, error = _bound(ask, spans, draws, seed) if estimator == "bound" else (EXACT[estimator](ask, spans), 0.0)
     return AnswerScore(
         nats,

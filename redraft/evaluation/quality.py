@@ -178,7 +178,7 @@ class Written(Protocol):
     def choice(self) -> Any: ...
 
 
-class Writer(Protocol):
+class Author(Protocol):
     """Who wrote it, an ``LM``."""
 
     @property
@@ -191,7 +191,7 @@ class Writer(Protocol):
 
 def quality_of(
     written: Written,
-    lm: Writer,
+    lm: Author,
     *,
     judge: str | Judge | None = None,
     references: Packed | None = None,

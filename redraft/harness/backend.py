@@ -139,7 +139,7 @@ class Harness(api.LM):
         if not add_generation_prompt and messages and messages[-1]["role"] == "assistant":
             begun = messages.pop()["content"]
         text = self.chat.asks(messages) + begun
-        more = self.model.encode(begun) if begun else []
+        more = self.chat.begun(begun) if begun else []
         self._rendered[text] = (*self.chat.prompt(messages), *more)
         return text
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from redraft import records
 from redraft.flags import (
     Block,
     Device,
@@ -23,7 +22,7 @@ from redraft.flags import (
     Words,
 )
 from redraft.harness import library
-from redraft.printing import print_json, print_rows
+from redraft.printing import print_record, print_rows
 
 Tasks = Annotated[str, typer.Option(help="Names of the harness's tasks, divided by commas.")]
 Include = Annotated[Path | None, typer.Option(help="A folder of task files; only these are known then, at once.")]
@@ -95,12 +94,7 @@ def lm_eval(
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     asked = Asked(names, include_path, num_fewshot, limit, chat, system, gen_kwargs, run_unsafe_code)
     result: dict[str, Any] = {"model": model, **run(backend, asked)}
-    told = records.made([seed])
-    if out is not None:
-        records.write(out, "harness", result, told)
-    if as_json:
-        print_json({**result, "made": told})
-    else:
+    if not print_record("harness", result, [seed], out, as_json):
         print_rows(figures(result))
 
 

@@ -6,15 +6,14 @@ Each estimator of ``redraft.evaluation.answers`` that does not choose as it goes
 sets are no more than its draws is not drawn: all of them are asked, and nothing is left to chance.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from redraft.errors import unknown
-from redraft.evaluation.answers import ENUMERATED, GROUPS, hide
-from redraft.randomness import generator, rand
+from redraft.evaluation.answers import ENUMERATED, drawn_sets
+from redraft.evaluation.enumeration import set_weights, subsets
 
 ESTIMATORS = ("bound", "any_order_exact", "chain_rule", "one_step")
 
@@ -78,23 +77,16 @@ def plan(length: int, how: How, *keys: int) -> Plan:
 
 def _enumerated(length: int) -> Plan:
     """All sets; one of k tokens weighs 1 / (k C(N, k))."""
-    hidden = (torch.arange(1, 2**length)[:, None] >> torch.arange(length)) % 2 == 1
-    weights = torch.tensor([1 / (k * math.comb(length, k)) for k in range(1, length + 1)], dtype=torch.float64)
-    return Plan(hidden, weights[hidden.sum(1) - 1][:, None].expand(-1, length))
+    hidden = subsets(length)[1:]
+    return Plan(hidden, set_weights(hidden)[:, None].expand(-1, length))
 
 
 def _drawn(length: int, draws: int, keys: tuple[int, ...]) -> Plan:
     """The sets that ``answers.score`` draws, and all tokens together, which says how greedy decoding begins."""
-    many = min(GROUPS, draws)
-    parts = [draws // many + (one < draws % many) for one in range(many)]
-    hidden, weights, groups = list[Tensor](), list[Tensor](), list[Tensor]()
-    for group, part in enumerate(parts):
-        own = generator(*keys, group)
-        first = torch.randint(length, (), generator=own)
-        sets, weight = hide(first, rand((part, length), own).argsort(1))
-        hidden.append(sets)
-        weights.append(weight / (part * many))
-        groups.append(torch.full((part,), group))
+    drawn = drawn_sets(length, draws, *keys)
+    hidden = [sets for sets, _ in drawn]
+    weights = [weight / (len(weight) * len(drawn)) for _, weight in drawn]
+    groups = [torch.full((len(sets),), group) for group, sets in enumerate(hidden)]
     rows, weight, group = torch.cat(hidden), torch.cat(weights), torch.cat(groups)
     if not bool(rows.all(1).any()):
         rows, weight, group = (

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from redraft.evaluation.answers import GROUPS
+from redraft.evaluation.answers import GROUPS, spans_of
 from redraft.guidance import cfg, unprompted
 from redraft.harness.asking import Asker, Job
 from redraft.harness.plans import How, Plan, plan
@@ -128,10 +128,7 @@ def chosen(process: Process, denoiser: Denoiser, how: How) -> str:
 
 def _case(denoiser: Denoiser, at_once: bool, prompt: Ids, answers: list[Ids], how: How) -> _Case:
     """The spans of answers of one length, blocks of a block model's, with the sets of each."""
-    stop, facts = len(prompt) + len(answers[0]), denoiser.facts
-    width = facts.block if facts.attention == "block" else None
-    starts = [len(prompt), *(range(len(prompt) // width * width + width, stop, width) if width else ())]
-    spans = [range(*pair) for pair in zip(starts, [*starts[1:], stop], strict=True)]
+    spans = spans_of(denoiser, len(prompt), len(prompt) + len(answers[0]))
     own = replace(how, estimator="one_step") if at_once else how
     seed = derive(how.seed, zlib.crc32(repr(prompt).encode()))
     plans = [plan(len(span), own, seed, nth) for nth, span in enumerate(spans)]

@@ -356,8 +356,10 @@ class Categorical:
         left = torch.log1p(-self._on_mask(logp).exp()) if logp.shape[-1] > self.K else 0.0  # what is not on [MASK]
         at, own = self.coefficients(t), log_prob_of(x0, logp) - left
         seen = at.token + at.alpha * torch.exp(log_prob_of(z.clamp_max(self.K - 1), logp) - left)
-        ratio = torch.log((at.token + at.alpha * (z == x0)) / seen)
-        return (own + (ratio if self.mask_id is None else torch.where(z == self.mask_id, 0.0, ratio))).to(logp)
+        truly = at.token + at.alpha * (z == x0)
+        if self.mask_id is not None:  # [MASK] tells nothing of x0; at the end of a chain the quotient there is 0 / 0
+            truly, seen = (torch.where(z == self.mask_id, 1.0, value) for value in (truly, seen))
+        return (own + torch.log(truly / seen)).to(logp)
 
     def to_cavity(self, logp: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """Full to cavity posterior: the inverse of ``to_full``; the identity wherever z is [MASK].

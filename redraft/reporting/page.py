@@ -11,27 +11,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from redraft.files import write_text
+from redraft.pages import FOOT, HEAD
 from redraft.reporting.found import Found, collect
 from redraft.reporting.parts import Part, Picture, Table, cut, words
 from redraft.reporting.sections import SECTIONS
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """Pictures carry styles of their own, by attribute."""
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
+_PAGE = HEAD + "{body}\n" + FOOT
 _NAMED = re.compile(r"""\b(id="|href="#|url\(#)""")
 
 

@@ -1,5 +1,6 @@
 """The command ``safety``: how a chat model meets what it should refuse."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from redraft.flags import (
     Words,
     loaded,
 )
-from redraft.printing import print_json, print_rows
+from redraft.printing import print_record, print_rows
 
 if TYPE_CHECKING:
     from redraft.lm import LM
@@ -172,18 +173,10 @@ def _words(template: str | None) -> str | None:
 
 def _tell(result: dict[str, Any], seed: int, out: Path | None, as_json: bool, secret: str | None) -> None:
     """Store and print what was measured; ``secret`` is left out of the command that is stored."""
-    import sys
-
-    from redraft import records
-
     words = ["redraft", *sys.argv[1:]]
     if secret is not None and not secret.endswith(".json"):
         words = [word.replace(secret, REDACTED) if word in (secret, f"--prefill={secret}") else word for word in words]
-    told = records.made([seed], words)
-    if out is not None:
-        records.write(out, "safety", result, told)
-    if as_json:
-        print_json({**result, "made": told})
+    if print_record("safety", result, [seed], out, as_json, command=words):
         return
     for cell in result["cells"]:
         typer.echo(_place(cell))

@@ -13,7 +13,7 @@ from redraft.data import Packed, load_data
 from redraft.evaluation import likelihood
 from redraft.lm import LM
 from redraft.processes import Denoiser, Facts
-from redraft.recipes import Config, EvalConfig
+from redraft.recipes import Config
 from redraft.studies.findings import (
     Conclusion,
     Estimate,
@@ -25,11 +25,11 @@ from redraft.studies.findings import (
     mean_over,
     pooled,
 )
-from redraft.studies.lineage import DATA, DEPTH, TRAIN
 from redraft.studies.runner import Budget, Cell, Record, Study
 from redraft.studies.training import trained
+from redraft.studies.unmasking_order import CORPORA
+from redraft.studies.unmasking_order import config as of_corpus
 
-CORPORA = {"toy": "toy_masked", "characters": "mdlm"}
 TOLD, UNTOLD = "told", "untold"
 WRONG = (0.1, 0.5, 0.9)
 """What a model that is told the time is told instead, wherever it stands."""
@@ -61,15 +61,8 @@ def names() -> Sequence[str]:
 def config(name: str, budget: Budget) -> Config:
     """One recipe a corpus; whether its model is told the time is all that differs."""
     corpus, told = name.split()
-    preset = recipes.get(CORPORA[corpus])
-    if corpus == "characters":
-        preset = replace(preset, data=DATA, train=TRAIN, model=replace(preset.model, depth=DEPTH))
-    return replace(
-        preset,
-        model=replace(preset.model, time_conditioned=told == TOLD),
-        train=replace(preset.train, steps=budget.steps, threads=1),
-        eval=EvalConfig(draws=1),
-    )
+    same = of_corpus(corpus, budget)
+    return replace(same, model=replace(same.model, time_conditioned=told == TOLD))
 
 
 def options(name: str, budget: Budget) -> dict[str, Any]:

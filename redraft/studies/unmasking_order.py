@@ -32,6 +32,7 @@ def names() -> Sequence[str]:
 
 
 def config(name: str, budget: Budget) -> Config:
+    """The masked model of a corpus, small, and the same wherever one is asked about."""
     preset = recipes.get(CORPORA[name])
     if name == "characters":
         preset = replace(preset, data=DATA, train=TRAIN, model=replace(preset.model, depth=DEPTH))

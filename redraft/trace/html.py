@@ -12,21 +12,13 @@ from importlib.resources import files
 from pathlib import Path
 
 from redraft.files import write_text
+from redraft.pages import FOOT, HEAD
 from redraft.trace.record import Record, visible
 from redraft.trace.stored import to_dict
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-<main id="player" hidden>
+_PAGE = (
+    HEAD
+    + """<main id="player" hidden>
 <p class="controls"><button id="play" type="button">Play</button>
 <input id="at" type="range" min="0" value="0" aria-label="Step">
 <label id="rows">Text <select id="row"></select></label>
@@ -43,9 +35,9 @@ _PAGE = """<!doctype html>
 <p id="cost" class="quiet">{cost}</p>
 <script type="application/json" id="data">{data}</script>
 <script>{script}</script>
-</body>
-</html>
 """
+    + FOOT
+)
 
 
 def save_html(record: Record, path: Path) -> None:

@@ -188,6 +188,21 @@ def test_t14_gradients_with_mask_mass_are_finite_at_the_first_step():
     assert logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("name", CHAINS)
+def test_gradients_are_finite_at_every_step(name):
+    """Bound and cross-entropy of the full posterior, where after the last step no clean token is left: 0 / 0 unseen."""
+    process = CHAINS[name]()
+    for i in range(1, 9):
+        x0, z, t, logp = situations(process, i / 8)
+        for cross_entropy in (False, True):
+            logits = logp.clamp_min(-80).clone().requires_grad_()
+            said = logits.log_softmax(-1)
+            value = process.log_full_of(x0, said, z, t) if cross_entropy else process.nelbo(said, x0, z, t)
+            value.sum().backward()
+            assert logits.grad is not None
+            assert logits.grad.isfinite().all()
+
+
 def test_mask_mass_in_continuous_time_is_the_limit():
     process = processes.masked(4, schedule="cosine")
     x0, z, t, logp = with_mask(process, 0.4)

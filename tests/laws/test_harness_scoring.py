@@ -10,7 +10,7 @@ import torch
 from redraft import processes
 from redraft.evaluation import answers
 from redraft.harness.asking import Asker
-from redraft.harness.plans import GROUPS, How, plan
+from redraft.harness.plans import How, plan
 from redraft.harness.scoring import score
 from redraft.models import Transformer, TransformerConfig
 from redraft.processes import Facts
@@ -97,8 +97,8 @@ def test_the_weights_of_a_plan_are_of_an_unbiased_estimate(draws):
         rows = torch.stack([said[tuple(row)] for row in own.hidden.tolist()])[None]
         return own.totals(rows, groups).mean().item()
 
-    exact = total(plan(3, How("any_order_exact")), GROUPS)
-    found = torch.tensor([total(plan(3, How(draws=draws), seed), min(GROUPS, draws)) for seed in range(600)])
+    exact = total(plan(3, How("any_order_exact")), answers.GROUPS)
+    found = torch.tensor([total(plan(3, How(draws=draws), seed), min(answers.GROUPS, draws)) for seed in range(600)])
     assert abs(found.mean().item() - exact) < 4 * found.std().item() / math.sqrt(len(found))
 
 

@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "files",
     "records",
+    "pages",
     "drawing",
     "randomness",
     "data",
