@@ -10,17 +10,14 @@ from torch import Tensor
 
 from redraft import objectives
 from redraft.errors import unknown
-from redraft.evaluation import enumeration, importance, ode
+from redraft.evaluation import enumeration, importance, ode, times
+from redraft.evaluation.times import Corrupting
 from redraft.models import contexts
 from redraft.objectives import Batch, over_counts, vectors
-from redraft.processes import Denoiser, Gaussian, PerToken, Process, absorbing, only_masks
+from redraft.processes import Denoiser, Gaussian, Process, absorbing
 from redraft.processes.base import per_position
-from redraft.processes.categorical import T_EDGE
 from redraft.randomness import Generators
 from redraft.sampling import DEFAULT_STEPS
-
-LEAST_T = 1e-14
-"""Where an integral over times begins. What lies below is left out: some 1e-6 nats of hybrid noise, less of others."""
 
 Score = Callable[[Denoiser, Process, Batch, Tensor, Generators], Tensor]
 """(denoiser, process, batch, u, generator) -> one unbiased draw of the bound, nats per token, (B, L)."""
@@ -34,30 +31,24 @@ def exact(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generat
 
 
 def over_times(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
-    """The continuous-time NELBO at the time u stands for (``_times``)."""
-    t, weight = _times(process, u.to(batch["ids"].device))
-    return per_position(weight) * _at(denoiser, process, batch, t, generator) + process.prior_kl(batch["ids"])
+    """The continuous-time NELBO at the time u stands for (``times.spread_times``)."""
+    t, weight = times.spread_times(process, u.to(batch["ids"].device))
+    terms = _at(denoiser, process, batch, t, _earliest(process, batch), generator)
+    return per_position(weight) * terms + process.prior_kl(batch["ids"])
 
 
-def _times(process: Process, u: Tensor) -> tuple[Tensor, Tensor]:
-    """t = v^p at v = v_0 + (1 - v_0) u, and dt / du, so that the mean over u is the integral from v_0^p on.
-
-    Near t = 0 a token is noised with chance c(t), c ~ t (hybrid: ~ sqrt t), and the integrand is then of size c' / c.
-    At t = u its variance has no bound, and error bars would be too short; so p is such that c ~ v^2 for masks, and v^3
-    for noise that reaches tokens, where log c comes in too. Our choice, by how often intervals cover the truth. Where
-    rates are of each token's own the integral begins where its ``prior_kl`` pays for what is still hidden.
-    """
-    power = 2 if only_masks(process) else 6 if process.name == "hybrid" else 3
-    least = (T_EDGE if isinstance(process, PerToken) else LEAST_T) ** (1 / power)
-    v = least + (1 - least) * u.double().clamp(max=1 - T_EDGE)
-    return v**power, (1 - least) * power * v ** (power - 1)
+def _earliest(process: Process, batch: Batch) -> Tensor:
+    """``times.earliest`` of whole rows."""
+    free = ~enumeration.clean(process, batch)
+    return times.earliest(cast(Corrupting, process), batch["ids"], free, times.whole(batch["ids"]))
 
 
-def _at(denoiser: Denoiser, process: Process, batch: Batch, t: Tensor, generator: Generators) -> Tensor:
-    """The integrand at a draw of z at t; among masks what does not count stands clean, and is known. (B, L)."""
-    z = process.corrupt(batch["ids"], t, generator)
-    z = torch.where(enumeration.clean(process, batch), batch["ids"], z)
-    return enumeration.integrand(denoiser, process, batch, z, t)
+def _at(denoiser: Denoiser, process: Process, batch: Batch, t: Tensor, least: Tensor, generator: Generators) -> Tensor:
+    """The integrand at a draw of z at t, (B, L); among masks what does not count stands clean, and is known."""
+    ids, free = batch["ids"], ~enumeration.clean(process, batch)
+    rank = times.whole(ids)
+    z, weight = times.noised(cast(Corrupting, process), ids, free, rank, per_position(t), least, generator)
+    return times.weighed(weight, enumeration.integrand(denoiser, process, batch, z, t))
 
 
 def over_levels(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
@@ -70,22 +61,23 @@ def over_levels(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, g
 def over_steps(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
     """The NELBO of a chain of T steps, at the step u stands for: a bound of that chain's law, no other's."""
     t, weight = process.times(u.to(batch["ids"].device))
-    return per_position(weight) * _at(denoiser, process, batch, t, generator) + process.prior_kl(batch["ids"])
+    terms = _at(denoiser, process, batch, t, _earliest(process, batch), generator)
+    return per_position(weight) * terms + process.prior_kl(batch["ids"])
 
 
 def over_all_steps(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
     """The NELBO of a chain of T steps, each of them at a draw of z there: no step is drawn, and u is idle."""
-    T, total = steps_of(process), process.prior_kl(batch["ids"]).double()
+    T, total, least = steps_of(process), process.prior_kl(batch["ids"]).double(), _earliest(process, batch)
     assert T is not None
     for step in range(1, T + 1):
         t = torch.full((len(total),), step / T, dtype=torch.float64, device=total.device)
-        total = total + _at(denoiser, process, batch, t, generator) / T
+        total = total + _at(denoiser, process, batch, t, least, generator) / T
     return total
 
 
 def over_block_times(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
     """The NELBO of every block at a time of its own, over the whole range of mask rates."""
-    return _by_blocks(denoiser, process, batch, u, generator, partial(_times, process))
+    return _by_blocks(denoiser, process, batch, u, generator, partial(times.spread_times, process))
 
 
 def over_block_steps(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:
@@ -94,19 +86,20 @@ def over_block_steps(denoiser: Denoiser, process: Process, batch: Batch, u: Tens
 
 
 def _by_blocks(
-    denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators, times: Times
+    denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators, chosen: Times
 ) -> Tensor:
     """The masked integrand of every block at the time its own u stands for; what is known stands clean. (B, L)."""
     assert absorbing(process)
     ids, block = batch["ids"], objectives.block_of(denoiser)
     rank = contexts.block_ranks(ids.shape[1], block, ids.device)
     each = objectives.block_times(u.to(ids.device), int(rank[-1]) + 1, generator)
-    t, weight = (one[:, rank] for one in times(each))
-    hidden = objectives.valid(batch) & (process.corrupt(ids, t, generator) == process.mask_id)
-    assert process.mask_id is not None
-    z = torch.where(hidden, process.mask_id, ids)
-    losses = objectives.two_stream_cross_entropy(denoiser, batch, z, t, rank, hidden)
-    return weight * process.mask_weight(t) * losses
+    t, weight = chosen(each)
+    free = objectives.valid(batch)
+    least = times.earliest(process, ids, free, rank)
+    z, likelier = times.noised(process, ids, free, rank, t, least, generator)
+    t = t[:, rank]
+    losses = objectives.two_stream_cross_entropy(denoiser, batch, z, t, rank, free & (z == process.mask_id))
+    return weight[:, rank] * likelier * process.mask_weight(t) * losses
 
 
 def over_block_counts(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:

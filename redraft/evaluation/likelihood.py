@@ -29,8 +29,8 @@ class Likelihood:
     """A measured likelihood.
 
     ``nats_per_token``, ``bits_per_byte`` (UTF-8) and ``bits_per_char`` come with the half-width of their 95% interval,
-    taken over rows: it holds both what Monte Carlo adds and how much the rows differ, and is somewhat short where these
-    differ unevenly (docs/evaluation.md says how much). ``perplexity`` is exp(nats per token), per token of this model's
+    taken over rows: it holds both what Monte Carlo adds and how much the rows differ (docs/evaluation.md says how often
+    it holds the truth). ``perplexity`` is exp(nats per token), per token of this model's
     tokenizer (``per_token_of``). ``is_bound``: -log p of the estimator's own law lies at or below, in expectation;
     autoregressive and enumerated values are exact. ``estimator`` says how; ``draws`` of (t, z) were made per row of
     ``context`` tokens. ``protocol`` says on what, and how it was cut (``protocol.protocol``): only figures of one

@@ -143,6 +143,14 @@ class Categorical:
             z = torch.where((u >= 0) & (u < at.mask), self.mask_id, z)
         return torch.where(u < 0, x0, z)
 
+    def log_q(self, z: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """log q_t(z | x0), (B, L) float64; -inf where z cannot be."""
+        return self._own(z, x0, self.coefficients(t)).log()
+
+    def _own(self, z: Tensor, x0: Tensor, at: Coefficients) -> Tensor:
+        own = at.token + at.alpha * (z == x0)
+        return own if self.mask_id is None else torch.where(z == self.mask_id, at.mask, own)
+
     # --------------------------------------------------------------------------------------------- primitives
 
     def _noise_vector(self, mask: Tensor, token: Tensor, like: Tensor) -> Tensor:
@@ -283,9 +291,7 @@ class Categorical:
 
     def bound_weight(self, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """g_t(z) / q_t(z | x0): what the NELBO multiplies ``divergence`` by, (B, L) float64 (GIDD's ELBO weights)."""
-        at = self.coefficients(t)
-        own = at.token + at.alpha * (z == x0)
-        return self.jump(z, t) / (own if self.mask_id is None else torch.where(z == self.mask_id, at.mask, own))
+        return self.jump(z, t) / self._own(z, x0, self.coefficients(t))
 
     def divergence(self, logp: Tensor, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """KL(marginal(x, t) || marginal(p, t)) + r - log r - 1 for noise that reaches clean tokens, (B, L) float64.

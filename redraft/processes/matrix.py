@@ -94,6 +94,10 @@ class Matrix:
         check_ids(x0, self.name, self.K, self.mask_id)
         return categorical(self._products[self._step(t, x0), x0], generator)
 
+    def log_q(self, z: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """log q_t(z | x0), (B, L) float64; -inf where z cannot be."""
+        return self._products[self._step(t, x0), x0, z].log()
+
     def marginal(self, p0: Tensor, t: Tensor) -> Tensor:
         """p0 Q_1 .. Q_i, (B, L, V) probabilities; p0 (B, L, K or V)."""
         out = p0.new_empty(*p0.shape[:2], self.V)

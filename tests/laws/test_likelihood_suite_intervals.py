@@ -2,7 +2,7 @@
 
 The truth is the estimator's own expectation over the toy's law of texts and over its draws, computed exactly. Each of
 200 seeds draws 50 texts and scores them once. At a rate of 0.95 fewer than 180 or more than 199 hits have a chance of
-1.2e-3. The rates themselves, of 1200 seeds: 0.928 (counts), 0.937 and 0.938 (all steps), 0.951 to 0.968 (the others).
+1.2e-3. The rates themselves, of 1200 seeds: 0.928 (counts), 0.937 and 0.938 (all steps), 0.946 to 0.982 (the others).
 For 50 texts lie unevenly about their mean. With other seeds that of counts would fail in 5 of 100 cases.
 """
 
@@ -116,17 +116,15 @@ def test_intervals_of_the_default(default):
     assert LEAST <= hits(process, denoiser, 2, truth) <= MOST
 
 
-@pytest.mark.parametrize("make", [processes.uniform, processes.hybrid])
-def test_intervals_over_times_of_noise_that_reaches_tokens(make):
-    """Few draws are rare and large ones, so that too few intervals hold the truth: about 92 of 100, not 95.
-
-    200 texts of 4 draws, 400 other seeds: 0.918 of uniform noise, 0.928 of hybrid. At 0.92 fewer than 82 of 100 have a
-    chance of 3.4e-4.
-    """
+@pytest.mark.parametrize(
+    ("make", "texts", "draws"), [(processes.uniform, 50, 1), (processes.hybrid, 50, 1), (processes.uniform, 200, 4)]
+)
+def test_intervals_over_times_of_noise_that_reaches_tokens(make, texts, draws):
+    """Where a token is seldom noised, and costs much when it is; drawn as they come 0.88 to 0.93 held the truth."""
     process = make(K)
     denoiser = Table(process, 2, timed=True)
     truth = nelbo(process, denoiser, law_of(2))
-    assert hits(process, denoiser, 2, truth, seeds=100, texts=200, draws=4) >= 82
+    assert LEAST <= hits(process, denoiser, 2, truth, texts=texts, draws=draws) <= MOST
 
 
 def test_intervals_of_answers():

@@ -12,7 +12,7 @@ import torch
 
 from redraft import processes
 from redraft.data import Packed, pack
-from redraft.evaluation import estimators, likelihood
+from redraft.evaluation import estimators, likelihood, times
 from redraft.processes import Facts
 from redraft.processes.categorical import T_EDGE
 
@@ -79,6 +79,48 @@ def test_a_drawn_time_is_the_integral(name):
     least = T_EDGE if name in ("spindle", "learned", "learned_late") else 1e-13
     expected = integral(process, denoiser, least) + LAW.flatten() @ process.prior_kl(sequences(K)).sum(1)
     assert every_draw(process, denoiser) == pytest.approx(float(expected), abs=2e-5)
+
+
+CHAINS = {
+    "masked_steps": lambda: processes.masked(K, steps=6),
+    **{f"d3pm_{kind}": (lambda kind=kind: processes.d3pm(K, kind, 6)) for kind in ("uniform", "absorbing", "hybrid")},
+    "d3pm_band": lambda: processes.d3pm(5, "band", 6, width=3),
+    "d3pm_gaussian": lambda: processes.d3pm(K, "gaussian", 6),
+}
+
+
+@pytest.mark.parametrize("name", [*PROCESSES, *CHAINS])
+@pytest.mark.parametrize("rank", [[0, 0, 0], [0, 0, 1]])
+def test_noise_that_is_drawn_more_often_weighs_less(name, rank):
+    """E_q_t' w f = E_q_t f for any f of z, here that of a table, over all z; weights stay below 4; late, all are 1."""
+    process = {**PROCESSES, **CHAINS}[name]()
+    parts = torch.tensor(rank)
+    z = sequences(process.V, 3)
+    ids = torch.tensor([[0, 2, 1]]).expand(len(z), 3)
+    free = torch.tensor([True, name in ("uniform", "d3pm_band"), True]).expand_as(z)
+    f = torch.rand(len(z), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    stays = (z == ids) | free  # what is not free is never noised
+    least = times.earliest(process, ids, free, parts)
+    for early, late in ((1 / 6, 4 / 6), (5 / 6, 2 / 6), (1.0, 1.0)):
+        t = torch.tensor([early, late], dtype=torch.float64)[: rank[-1] + 1].expand(len(z), -1)
+        chances = list[torch.Tensor]()
+
+        def told(x0, later, generator, chances=chances):
+            every = torch.where(free, process.log_q(z, x0, later), 0.0).exp().prod(1)
+            chances.append(torch.where(stays.all(1), every, 0.0))
+            return z
+
+        with patch.object(process, "corrupt", told):
+            drawn, weight = times.noised(process, ids, free, parts, t, least, None)
+        assert (drawn[stays.all(1)] == z[stays.all(1)]).all()
+        both = torch.stack([weight[:, parts == part][:, 0] for part in range(rank[-1] + 1)]).prod(0)
+        found = torch.where(chances[0] > 0, chances[0] * both * f, 0.0).sum()
+        told(ids, t[:, parts], None)
+        assert chances[0].sum() == pytest.approx(1, abs=1e-12)
+        assert found.item() == pytest.approx((chances[1] * f).sum().item(), abs=1e-12)
+        assert both[chances[0] > 0].max() < 4 ** (1 + rank[-1])
+        if early == 1:
+            assert (weight[chances[0] > 0] == 1).all()
 
 
 @pytest.mark.parametrize("name", PROCESSES)
