@@ -129,15 +129,40 @@ def hide(first: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     return order < many[:, None], order.shape[1] / many.double()
 
 
-def drawn_sets(length: int, draws: int, *keys: int) -> list[tuple[Tensor, Tensor]]:
-    """What each of ``GROUPS`` independent parts of the draws hides of so many tokens, and its weights (``hide``)."""
+def drawn_sets(length: int, draws: int, *keys: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the draws hide of so many tokens: ``hidden`` (R, N), ``weight`` (R,) float64 and ``group`` (R,).
+
+    There are ``GROUPS`` independent groups, or one a draw. Over one's rows the sum of w_r 1[i in r] is 1 in the mean.
+    """
     groups = min(GROUPS, draws)
-    found = list[tuple[Tensor, Tensor]]()
-    for group in range(groups):
-        own, part = generator(*keys, group), draws // groups + (group < draws % groups)
-        first = torch.randint(length, (), generator=own)
-        found.append(hide(first, rand((part, length), own).argsort(1)))
-    return found
+    hidden, weights, group = list[Tensor](), list[Tensor](), list[Tensor]()
+    for number in range(groups):
+        own, part = generator(*keys, number), draws // groups + (number < draws % groups)
+        sets, weight = hide(torch.randint(length, (), generator=own), rand((part, length), own).argsort(1))
+        hidden.append(sets)
+        weights.append(weight / part)
+        group.append(torch.full((part,), number))
+    return torch.cat(hidden), torch.cat(weights), torch.cat(group)
+
+
+def levelled(logp: Tensor, hidden: Tensor, weight: Tensor, group: Tensor) -> Tensor:
+    """What each group estimates of log p, given what the others say of every token, (.., groups) float64:
+
+        sum over rows r of the group and i in r of  w_r (logp_ri - b_i)   +   sum_i b_i
+
+    with b_i the mean of logp_ri, weighed by w_r, of the other groups. A group knows nothing of its b, so that its mean
+    is what it is without; but most of the spread is in which tokens small sets happen to hide, and b_i takes that out
+    (a control variate, cross-fitted). ``logp`` (.., R, N), 0 where nothing is ``hidden``; the rest as ``drawn_sets``.
+    """
+    weight, many = weight[:, None], int(group.max()) + 1
+    rows = torch.where(hidden & (weight > 0), weight * logp, 0.0)  # what weighs nothing may be -inf
+    said = rows.new_zeros(*rows.shape[:-2], many, rows.shape[-1]).index_add(-2, group, rows)
+    seen = weight.new_zeros(many, rows.shape[-1]).index_add(0, group, weight * hidden)
+    others = 1 - torch.eye(many, dtype=weight.dtype)
+    known, counted = others @ said.nan_to_num(neginf=0.0), others @ seen
+    usual = known.sum(-1, keepdim=True) / counted.sum(-1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    level = torch.where(counted > 0, known / counted, usual)
+    return (said + (1 - seen) * level).sum(-1)
 
 
 def spans_of(denoiser: Denoiser, prompt: int, stop: int) -> list[range]:
@@ -151,10 +176,8 @@ def _bound(ask: Asked, spans: list[range], draws: int, seed: int) -> tuple[float
     groups = min(GROUPS, draws)
     found = torch.zeros(groups, dtype=torch.float64)
     for number, span in enumerate(spans):
-        drawn = drawn_sets(len(span), draws, seed, number)
-        hidden, weight = (torch.cat(both) for both in zip(*drawn, strict=True))
-        values = ask(span, hidden).sum(1) * weight
-        found += torch.stack([part.mean() for part in values.split([len(part) for part, _ in drawn])])
+        hidden, weight, group = drawn_sets(len(span), draws, seed, number)
+        found += levelled(ask(span, hidden), hidden, weight, group)
     error = student95(groups) * found.std(correction=1).item() / math.sqrt(groups) if groups > 1 else math.nan
     error = 0.0 if max(map(len, spans)) == 1 else error  # then there is one set to draw
     return found.mean().item(), error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from redraft.errors import unknown
-from redraft.evaluation.answers import ENUMERATED, drawn_sets
+from redraft.evaluation.answers import ENUMERATED, drawn_sets, levelled
 from redraft.evaluation.enumeration import set_weights, subsets
 
 ESTIMATORS = ("bound", "any_order_exact", "chain_rule", "one_step")
@@ -50,10 +50,9 @@ class Plan:
 
     def totals(self, logp: Tensor, groups: int) -> Tensor:
         """(Q, groups) float64 of log p (Q, R, N): what each group estimates; their mean is the estimate."""
-        rows = (self.weights * logp).sum(2)
-        if self.groups is None:
-            return rows.sum(1, keepdim=True).expand(-1, groups)
-        return rows.new_zeros(len(rows), groups).index_add(1, self.groups, rows) * groups
+        if self.groups is not None:
+            return levelled(logp, self.hidden, self.weights[:, 0], self.groups)
+        return (self.weights * logp).sum((1, 2))[:, None].expand(-1, groups)
 
 
 def plan(length: int, how: How, *keys: int) -> Plan:
@@ -83,18 +82,8 @@ def _enumerated(length: int) -> Plan:
 
 def _drawn(length: int, draws: int, keys: tuple[int, ...]) -> Plan:
     """The sets that ``answers.score`` draws, and all tokens together, which says how greedy decoding begins."""
-    drawn = drawn_sets(length, draws, *keys)
-    hidden = [sets for sets, _ in drawn]
-    weights = [weight / (len(weight) * len(drawn)) for _, weight in drawn]
-    groups = [torch.full((len(sets),), group) for group, sets in enumerate(hidden)]
-    rows, weight, group = torch.cat(hidden), torch.cat(weights), torch.cat(groups)
+    rows, weight, group = drawn_sets(length, draws, *keys)
     if not bool(rows.all(1).any()):
-        rows, weight, group = (
-            torch.cat(pair)
-            for pair in (
-                (rows, torch.ones(1, length, dtype=torch.bool)),
-                (weight, weight.new_zeros(1)),
-                (group, group.new_zeros(1)),
-            )
-        )
+        rows = torch.cat([rows, torch.ones(1, length, dtype=torch.bool)])
+        weight, group = (torch.cat([one, one.new_zeros(1)]) for one in (weight, group))
     return Plan(rows, weight[:, None].expand(-1, length), group)

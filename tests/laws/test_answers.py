@@ -9,6 +9,7 @@ import torch
 
 from redraft import processes
 from redraft.evaluation import answers
+from redraft.evaluation.enumeration import set_weights, subsets
 from redraft.evaluation.intervals import student95
 from redraft.processes import Facts
 
@@ -174,6 +175,34 @@ def test_draws_are_their_own_and_their_error_is_true():
     mean_square = sum((one.error / student95(answers.GROUPS)) ** 2 for one in found) / 200
     assert 0.7 < math.sqrt(mean_square) / spread < 1.3
     assert math.isnan(score(denoiser, "bound", draws=1).error)
+
+
+def test_what_other_groups_say_moves_no_mean():
+    """Over all draws of three groups of one set each, 7^3 by their chances, the mean of every group is the bound."""
+    logp = -torch.rand(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sets = subsets(3)[1:]
+    logp, many = torch.where(sets, logp, 0.0), sets.sum(1)
+    chance = 1 / (3 * torch.tensor([math.comb(3, int(k)) for k in many], dtype=torch.float64))
+    exact = (set_weights(sets)[:, None] * logp).sum()
+    mean, plain = torch.zeros(3, dtype=torch.float64), 0.0
+    for drawn in itertools.product(range(7), repeat=3):
+        rows = torch.tensor(drawn)
+        found = answers.levelled(logp[rows], sets[rows], 3 / many[rows].double(), torch.arange(3))
+        mean += chance[rows].prod() * found
+        plain += chance[rows].prod() * (found - logp[rows].sum(1) * 3 / many[rows]).abs().sum()
+    torch.testing.assert_close(mean, exact.expand(3), rtol=0, atol=1e-12)
+    assert plain > 0.1  # though it is not what the groups say by themselves
+
+
+def test_tokens_that_cost_the_same_whatever_is_hidden_leave_nothing_to_chance():
+    """Then what the others say is all there is to know; a token that cannot be is not hidden by the levels."""
+    cost = -torch.arange(1.0, 7.0, dtype=torch.float64)
+    hidden, weight, group = answers.drawn_sets(6, 64, 0)
+    found = answers.levelled(torch.where(hidden, cost, 0.0), hidden, weight, group)
+    torch.testing.assert_close(found, cost.sum().expand(8), rtol=0, atol=1e-12)
+    cost[2] = -torch.inf
+    found = answers.levelled(torch.where(hidden, cost, 0.0), hidden, weight, group)
+    assert found.mean() == -torch.inf
 
 
 def test_memory_is_bounded_and_the_value_is_not_moved_by_it(monkeypatch):
