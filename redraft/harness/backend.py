@@ -3,8 +3,8 @@
     import redraft.harness.backend
     lm_eval.simple_evaluate(model="redraft", model_args="pretrained=runs/mine", tasks=["piqa"])
 
-lm_eval 0.4.13 reads no entry points, so that its own command does not know the name; ``redraft lm-eval`` does. Later
-ones read the group ``lm_eval.models``.
+lm_eval 0.4.13 reads no entry points, so that its own command does not know the name; ``python -m redraft.harness`` is
+that command, knowing it, and ``redraft lm-eval`` is ours. Later ones read the group ``lm_eval.models``.
 """
 
 import math
@@ -19,7 +19,7 @@ import lm_eval.models  # noqa: F401  # pyright: ignore[reportUnusedImport]  # or
 import torch
 from lm_eval.api import model as api
 from lm_eval.api.registry import register_model
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
 from redraft import answering
 from redraft.data.chat import Chat
@@ -34,6 +34,13 @@ from redraft.lm import LM
 from redraft.randomness import derive
 from redraft.runs import load
 
+LOG_P = {
+    "bound": "lower bound",
+    "any_order_exact": "lower bound",
+    "chain_rule": "exact",
+    "one_step": "not exact",
+}
+"""What log p by each estimator is."""
 SCORED_AT_ONCE = 1024
 """Questions handed to the network together, those of about one length; then what is found is kept."""
 
@@ -108,6 +115,18 @@ class Harness(api.LM):
         self.errors: defaultdict[str, list[float]] = defaultdict(list)
         self.drawn: dict[str, list[int]] = {}
         self.used: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None):
+        """As lm_eval makes a model, but for the device: its command says cuda:0 unless told, even where there is none."""
+        more = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        if more.get("device") == "cuda:0" and not torch.cuda.is_available():
+            del more["device"]
+        return cls(**{**more, **arg_dict})
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None):
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     # ------------------------------------------------------------------------------------------------ what is asked
 
@@ -311,7 +330,7 @@ class Harness(api.LM):
         estimator, unknown = self.used[task]["estimator"], any(map(math.isnan, errors))
         return {
             "estimator": estimator,
-            "is_bound": estimator in ("bound", "any_order_exact"),
+            "is": LOG_P[estimator],
             "draws": max(self.drawn[task]),
             "mean_standard_error": None if unknown else sum(errors) / len(errors),
             "largest_standard_error": None if unknown else max(errors),

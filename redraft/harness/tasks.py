@@ -65,11 +65,10 @@ def figures(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """
     rows = list[tuple[str, str]]()
     for task, said in found["log_p"].items():
-        kind = "a lower bound" if said["is_bound"] else "not exact" if said["estimator"] == "one_step" else "exact"
         mean = said["mean_standard_error"]
         chance = "not known" if mean is None else f"{mean:.4f} nats in the mean"
         drawn = f", standard error of {said['draws']} draws {chance}" if said["draws"] else ""
-        rows.append((f"{task} log p", f"{kind} ({said['estimator']}){drawn}"))
+        rows.append((f"{task} log p", f"{said['is']} ({said['estimator']}){drawn}"))
     return _scores(found["results"]) + rows
 
 

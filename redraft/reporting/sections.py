@@ -102,11 +102,13 @@ def frontiers(found: Sequence[Found]) -> list[Part]:
 
 
 def harness(found: Sequence[Found]) -> list[Part]:
-    """A row for each figure of each task; errors are the harness's standard errors, not intervals."""
-    rows = list[tuple[int, dict[str, Any]]]()
+    """A row for each figure of each task, and what its log p is; errors are standard errors, not intervals."""
+    rows, likely = list[tuple[int, dict[str, Any]]](), list[tuple[int, dict[str, Any]]]()
     for one in found:
         if one.kind != "harness":
             continue
+        for task, told in mapping(one.tree.get("log_p")).items():
+            likely.append((one.number, {**mapping(told), "model": _model(one), "task": task}))
         for task, told in mapping(one.tree.get("results")).items():
             for name, value in mapping(told).items():
                 metric, comma, rule = str(name).partition(",")
@@ -120,7 +122,10 @@ def harness(found: Sequence[Found]) -> list[Part]:
                     )
     heads = {"model": "model", "task": "task", "figure": "figure", "rule": "filter", "value": "value"}
     heads |= {"error": "standard error", "shots": "examples shown", "limit": "at most"}
-    return [grid("Tasks of lm-evaluation-harness", heads, rows)] if rows else []
+    said = {"model": "model", "task": "task", "is": "log p is", "estimator": "estimator", "draws": "draws"}
+    said |= {"mean_standard_error": "standard error by chance, nats, mean", "largest_standard_error": "largest"}
+    tables = [("Tasks of lm-evaluation-harness", heads, rows), ("How their answers were scored", said, likely)]
+    return [grid(*one) for one in tables if one[2]]
 
 
 def safety(found: Sequence[Found]) -> list[Part]:

@@ -2,15 +2,17 @@
 
 import json
 import math
+import runpy
 import sqlite3
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 import yaml
 
-from redraft import LM, processes
+from redraft import LM, load, processes
 from redraft.data import build_tokenizer
 from redraft.finetuning import adapters
 from redraft.models import Transformer, TransformerConfig
@@ -148,7 +150,7 @@ def test_a_model_whose_answers_are_known_gets_the_figures_it_must(batch, exact, 
     assert found["versions"] == {"choice": 2, "text": 2}
     assert found["n_samples"]["choice"]["effective"] == 3
     assert found["log_p"]["choice"] == {
-        "estimator": "bound", "is_bound": True, "draws": 0, "mean_standard_error": 0.0, "largest_standard_error": 0.0
+        "estimator": "bound", "is": "lower bound", "draws": 0, "mean_standard_error": 0.0, "largest_standard_error": 0.0
     }  # fmt: skip
     assert found["log_p"]["text"]["draws"] == 128
 
@@ -158,7 +160,7 @@ def test_a_record_says_what_is_a_bound_and_how_texts_were_written(exact, words, 
     from redraft.harness.tasks import figures
 
     found = evaluate(exact, "text", "write", draws=1)
-    assert found["log_p"]["text"]["is_bound"]
+    assert found["log_p"]["text"]["is"] == "lower bound"
     assert found["log_p"]["text"]["estimator"] == found["settings"]["text"]["estimator"] == "bound"
     assert found["log_p"]["text"]["mean_standard_error"] is found["log_p"]["text"]["largest_standard_error"] is None
     assert found["settings"]["write"]["sampler"] == "low_confidence"
@@ -169,7 +171,7 @@ def test_a_record_says_what_is_a_bound_and_how_texts_were_written(exact, words, 
     assert "not known" in rows["text log p"]
     causal = evaluate(network(words, attention="causal"), "choice")
     assert causal["log_p"]["choice"]["estimator"] == "chain_rule"
-    assert not causal["log_p"]["choice"]["is_bound"]
+    assert causal["log_p"]["choice"]["is"] == "exact"
     assert "exact" in dict(figures(causal))["choice log p"]
 
 
@@ -450,6 +452,30 @@ def test_the_harness_finds_the_class_by_its_name(model, backend, tasks):
     assert len(found["samples"]["write"]) == 3
     with pytest.raises(ValueError, match="did you mean 'block'"):
         lm_eval.simple_evaluate(model="redraft", model_args=args + ",blok=2", tasks=["choice"], task_manager=manager)
+
+
+def test_the_harness_own_command_knows_the_name(model, tasks, monkeypatch, capsys):
+    """``python -m redraft.harness``; its cuda:0, which it says unless told, is not taken where there is none."""
+    import lm_eval.tasks
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
+    told = ["--model", "redraft", "--model_args", f"pretrained={model},draws=16", "--include_path", str(tasks)]
+    monkeypatch.setattr(sys, "argv", ["redraft.harness", *told, "--tasks", "choice"])
+    runpy.run_module("redraft.harness", run_name="__main__")
+    assert "|choice|" in capsys.readouterr().out
+
+
+def test_a_device_that_was_asked_for_is_taken(model, backend, monkeypatch):
+    asked = list[str | None]()
+    whole = load(str(model))
+    monkeypatch.setattr(backend, "load", lambda path, device, **how: asked.append(device) or whole)
+    make = backend.Harness.create_from_arg_string
+    for cuda, told in ((True, "cuda:0"), (False, "cuda:0"), (False, "cuda:1"), (False, None)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        make(f"pretrained={model}", {"device": told, "batch_size": 3, "max_batch_size": None})
+    make(f"pretrained={model},device=cuda:0", {"device": "cpu"})
+    assert asked == ["cuda:0", None, "cuda:1", None, "cuda:0"]
 
 
 def test_results_are_kept_and_not_asked_again(model, backend, tmp_path, evaluate):

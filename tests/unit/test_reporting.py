@@ -49,6 +49,7 @@ HARNESS = {
     "model": "m",
     "n_shot": {"quiz": 5},
     "results": {"quiz": {"alias": "quiz", "acc,none": 0.625, "acc_stderr,none": 0.0625}},
+    "log_p": {"quiz": {"is": "lower bound", "estimator": "bound", "draws": 32, "mean_standard_error": 0.375}},
 }
 CELL = {"steps": None, "sampler": "gibbs", "answers": [{"text": "an answer"}]}
 SAFETY = {
@@ -203,10 +204,13 @@ def test_frontiers_of_one_protocol_are_drawn_together(folder):
 
 def test_the_other_kinds_show_their_figures_with_intervals(folder):
     parts = without_pictures(folder)
-    quiz = table(parts, "quiz")
-    for words_ in ("acc", "0.625", "0.0625", "standard error", "5"):
+    quiz = table(parts, "examples shown")
+    for words_ in ("quiz", "acc", "0.625", "0.0625", "standard error", "5"):
         assert words_ in quiz
     assert "alias" not in quiz
+    scored = table(parts, "log p is")
+    for words_ in ("quiz", "lower bound", "32", "0.375"):
+        assert words_ in scored
     rates, apart = table(parts, "m: rates"), table(parts, "m: differences")
     for words_ in ("0.75 (0.65 to 0.85)", "0.25 (0.15 to 0.35)", "longer", "16", "gibbs"):
         assert words_ in rates
