@@ -118,7 +118,7 @@ class Harness(api.LM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None):
-        """As lm_eval makes a model, but for the device: its command says cuda:0 unless told, even where there is none."""
+        """As lm_eval makes a model, but for the device: its command says cuda:0 unless told, and there may be none."""
         more = {name: value for name, value in (additional_config or {}).items() if value is not None}
         if more.get("device") == "cuda:0" and not torch.cuda.is_available():
             del more["device"]
