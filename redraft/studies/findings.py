@@ -73,16 +73,23 @@ def widened(one: Estimate, comparisons: int) -> Estimate:
 
 
 def below(
-    claim: str, left: str, right: str, values: Mapping[str, Estimate], unit: str, comparisons: int = 1
+    claim: str,
+    left: str,
+    right: str,
+    values: Mapping[str, Estimate],
+    unit: str,
+    comparisons: int = 1,
+    gap: Estimate | None = None,
 ) -> Finding:
     """Is the value of ``left`` below that of ``right``? Intervals of the difference that hold zero separate nothing.
 
-    ``comparisons``: of how many this one was chosen; the interval is widened for them.
+    ``comparisons``: of how many this one was chosen; the interval is widened for them. ``gap``: the difference, where
+    it was measured by itself, on the same texts say; of independent values unless given.
     """
     missing = [name for name in (left, right) if name not in values]
     if missing:
         return Finding(claim, "not measured", f"{left} against {right}: no record of {' and '.join(missing)}.")
-    gap = widened(values[left] - values[right], comparisons)
+    gap = widened(values[left] - values[right] if gap is None else gap, comparisons)
     where = {-1: "below", 0: "not separated from", 1: "above"}[gap.sign]
     sentence = (
         f"{left} ({values[left].text()}) is {where} {right} ({values[right].text()}) {unit}; "

@@ -46,14 +46,18 @@ def test_a_cell_is_measured(told, tmp_path):
         assert found["misled"]["0.9"] != found["bound"], "a few steps are enough to listen a little"
 
 
-def made_up(name, nats, misled=None):
-    figures = {"bound": {"nats_per_token": nats, "nats_per_token_error": 0.01}}
-    figures |= {"train_cpu_seconds": 1.0, "parameters": 10**6}
+def rows(nats, jitter=0.0):
+    """Four rows of two tokens, which differ by far more than models do, ``jitter`` aside."""
+    each = [2 * (nats + level + jitter * sign) for level, sign in zip((-3, -1, 1, 3), (1, -1, -1, 1), strict=True)]
+    told = {"nats_per_token": nats, "nats_per_token_error": 2.0}
+    return {**told, "row_nats": each, "row_tokens": [2] * 4}
+
+
+def made_up(name, nats, misled=None, jitter=0.0):
+    figures = {"bound": rows(nats), "train_cpu_seconds": 1.0, "parameters": 10**6}
     if misled is not None:
-        figures["misled"] = {
-            str(t): {"nats_per_token": value, "nats_per_token_error": 0.01}
-            for t, value in zip(study.WRONG, misled, strict=True)
-        }
+        figures["bound"] = rows(nats, jitter)
+        figures["misled"] = {str(t): rows(value) for t, value in zip(study.WRONG, misled, strict=True)}
     return Record(Cell(name, 0, {}), figures)
 
 
@@ -63,12 +67,14 @@ def made_up(name, nats, misled=None):
         (1.0, (1.0, 1.0, 1.0), "not separated", "not separated"),
         (0.9, (1.0, 0.9, 0.9), "holds", "holds"),
         (1.1, (1.0, 1.0, 1.0), "fails", "fails"),
-        (1.0, (1.016, 1.0, 1.0), "not separated", "not separated"),  # the worst of three, so 0.014 are widened to 0.017
+        # rows differ by 0.01 sqrt(4/3) / 2, times 3.18 of Student's t: 0.0184; for the worst of three a fifth more
+        (0.98, (1.0, 0.98, 0.98), "holds", "not separated"),
     ],
 )
 def test_verdicts_are_what_the_numbers_say(told, misled, helps, listens):
-    records = [made_up("toy untold", 1.0), made_up("toy told", told, misled), Record(Cell("x", 0, {}), failed="no")]
-    findings = study.conclude(records).findings
+    """Differences are of the same rows, one by one: a bound's own interval of 2 nats hides none of them."""
+    made = [made_up("toy untold", 1.0), made_up("toy told", told, misled, jitter=0.01)]
+    findings = study.conclude([*made, Record(Cell("x", 0, {}), failed="no")]).findings
     toy = [one for one in findings if "toy" in one.sentence]
     assert {one.claim: one.verdict for one in toy} == {study.HELPS: helps, study.LISTENS: listens}
     assert {one.verdict for one in findings if one not in toy} == {"not measured"}
