@@ -21,9 +21,12 @@ def digest(documents: Iterable[str]) -> str:
 
 
 def of_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Its kind, its K, and the fingerprint of its vocabulary: which id every token has."""
-    words = json.dumps(sorted(tokenizer.backend.get_vocab().items())).encode()
-    return {"kind": tokenizer.kind, "K": tokenizer.K, "sha256": hashlib.sha256(words).hexdigest()[:SHORT]}
+    """Its kind, its K, and the fingerprint of its vocabulary, which id every token has, and of its merges if any."""
+    words: list[Any] = sorted(tokenizer.backend.get_vocab().items())
+    if merges := json.loads(tokenizer.backend.to_str())["model"].get("merges"):
+        words.append([one.split(" ") if isinstance(one, str) else one for one in merges])  # as versions write them
+    told = json.dumps(words).encode()
+    return {"kind": tokenizer.kind, "K": tokenizer.K, "sha256": hashlib.sha256(told).hexdigest()[:SHORT]}
 
 
 def of_text(texts: Sequence[str], tokenizer: Tokenizer, documents: str, eos: bool) -> dict[str, Any]:

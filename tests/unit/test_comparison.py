@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from typer.testing import CliRunner
 
 import redraft as rd
 from redraft import processes
 from redraft.cli import app
-from redraft.data import build_tokenizer, load_text, pack
+from redraft.data import Tokenizer, build_tokenizer, load_text, pack
+from redraft.data.provenance import of_tokenizer
 from redraft.evaluation import compare, likelihood
 from redraft.evaluation.protocol import protocol
 from redraft.lm import LM
@@ -82,6 +84,18 @@ def test_fingerprints_are_of_vocabulary_and_text(tmp_path):
     assert other["text"]["sha256"] != base["text"]["sha256"]
     assert told("chars", TEXT + "!")["tokenizer"]["sha256"] != base["tokenizer"]["sha256"]
     assert told("chars", TEXT, isolate_documents=True)["documents"] == "isolated"
+
+
+def test_tokenizers_of_one_vocabulary_and_other_merges_are_told_apart():
+    vocabulary = {token: i for i, token in enumerate(["a", "b", "c", "ab", "bc", "abc", "[EOS]", "[MASK]"])}
+
+    def told(*merges):
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, list(merges)))
+        return of_tokenizer(Tokenizer(backend, "bpe"))["sha256"]
+
+    left, right = (("a", "b"), ("ab", "c")), (("b", "c"), ("a", "bc"))
+    assert told(*left) == told(*left)
+    assert told(*left) != told(*right)
 
 
 def test_rows_packed_by_hand_go_by_their_ids():
