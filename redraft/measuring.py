@@ -62,8 +62,8 @@ def evaluate(
     """
     if not against and (unit is not None or force):
         raise ValueError("--unit and --force are of a comparison: pass --against FILE with them, or leave them out")
-    told = {"device": device, "tokenizer": tokenizer, "family": family}
-    load = partial(loaded, **told, dtype=dtype, device_map=device_map, quantize=quantize)
+    placed = {"device": device, "dtype": dtype, "device_map": device_map, "quantize": quantize}
+    load = partial(loaded, **placed, tokenizer=tokenizer, family=family)
     scored = {"--draws": draws if draws != DRAWS else None, "--rows": rows, "--estimator": estimator, "--unit": unit}
     scored |= {"--ode-steps": ode_steps, "--ode-probes": ode_probes, "--particles": particles, "--stride": stride}
     if frontier:

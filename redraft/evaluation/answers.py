@@ -146,23 +146,40 @@ def drawn_sets(length: int, draws: int, *keys: int) -> tuple[Tensor, Tensor, Ten
 
 
 def levelled(logp: Tensor, hidden: Tensor, weight: Tensor, group: Tensor) -> Tensor:
-    """What each group estimates of log p, given what the others say of every token, (.., groups) float64:
+    """What groups of draws estimate of log p, (.., groups) float64: their mean is the estimate, their spread its error.
+
+    The estimate is the mean over groups of
 
         sum over rows r of the group and i in r of  w_r (logp_ri - b_i)   +   sum_i b_i
 
     with b_i the mean of logp_ri, weighed by w_r, of the other groups. A group knows nothing of its b, so that its mean
     is what it is without; but most of the spread is in which tokens small sets happen to hide, and b_i takes that out
-    (a control variate, cross-fitted). ``logp`` (.., R, N), 0 where nothing is ``hidden``; the rest as ``drawn_sets``.
+    (a control variate, cross-fitted). But groups that share their b are not independent, and spread too little. So what
+    stands for group g is how far the estimate moves without it (a jackknife): M + (G - 1) (mean of all M_h - M_g), M
+    being the estimate and M_g that of the G - 1 others.
+
+    ``logp`` (.., R, N), 0 where nothing is ``hidden``; the rest as ``drawn_sets``.
     """
     weight, many = weight[:, None], int(group.max()) + 1
     rows = torch.where(hidden & (weight > 0), weight * logp, 0.0)  # what weighs nothing may be -inf
     said = rows.new_zeros(*rows.shape[:-2], many, rows.shape[-1]).index_add(-2, group, rows)
     seen = weight.new_zeros(many, rows.shape[-1]).index_add(0, group, weight * hidden)
-    others = 1 - torch.eye(many, dtype=weight.dtype)
+    whole = _crossed(said, seen)[..., None]
+    if many == 1:
+        return whole
+    rest = [[other for other in range(many) if other != one] for one in range(many)]
+    without = torch.stack([_crossed(said[..., others, :], seen[others]) for others in rest], -1)
+    gain = (many - 1) * (without.mean(-1, keepdim=True) - without)
+    return torch.where(whole.isfinite(), whole + gain, whole)
+
+
+def _crossed(said: Tensor, seen: Tensor) -> Tensor:
+    """The estimate of ``levelled``, (..): each group's sums ``said`` (.., G, N) of w logp and ``seen`` (G, N) of w."""
+    others = 1 - torch.eye(len(seen), dtype=seen.dtype)
     known, counted = others @ said.nan_to_num(neginf=0.0), others @ seen
-    usual = known.sum(-1, keepdim=True) / counted.sum(-1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    usual = known.sum(-1, keepdim=True) / counted.sum(-1, keepdim=True).clamp_min(torch.finfo(seen.dtype).tiny)
     level = torch.where(counted > 0, known / counted, usual)
-    return (said + (1 - seen) * level).sum(-1)
+    return (said + (1 - seen) * level).sum(-1).mean(-1)
 
 
 def spans_of(denoiser: Denoiser, prompt: int, stop: int) -> list[range]:

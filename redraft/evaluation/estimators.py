@@ -99,7 +99,7 @@ def _by_blocks(
     z, likelier = times.noised(process, ids, free, rank, t, least, generator)
     t = t[:, rank]
     losses = objectives.two_stream_cross_entropy(denoiser, batch, z, t, rank, free & (z == process.mask_id))
-    return weight[:, rank] * likelier * process.mask_weight(t) * losses
+    return times.weighed(likelier, weight[:, rank] * process.mask_weight(t) * losses)
 
 
 def over_block_counts(denoiser: Denoiser, process: Process, batch: Batch, u: Tensor, generator: Generators) -> Tensor:

@@ -2,7 +2,10 @@
 
 Near t = 0 a token is noised with a chance c(t) that falls to 0, and then costs about c' / c. Drawn as they come, such
 costs are seldom seen and huge when they are: error bars of a few hundred texts are too short, and no mean is precise.
-So z is drawn at a later time, at which one token or so is noised, and weighed by how much likelier it was then.
+So the z that is scored at such a t is drawn at a later time t', at which one token or so is noised, and its score is
+multiplied by w = q_t(z | x0) / q_t'(z | x0), how much likelier z was at t (importance sampling: the same mean).
+
+A row is one part, with one t and one w for all of its tokens; a block model's rows have a part for each block.
 """
 
 from typing import Protocol
@@ -10,13 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from redraft.processes import PerToken, Process
+from redraft.processes import Categorical, Matrix, Process
 from redraft.processes.categorical import T_EDGE
 from redraft.randomness import Generators
 from redraft.schedules import bisect
-
-LEAST_T = 1e-14
-"""Where an integral over times begins. What lies below is left out: some 1e-6 nats of hybrid noise, less of others."""
 
 
 class Corrupting(Process, Protocol):
@@ -32,26 +32,29 @@ def spread_times(process: Process, u: Tensor) -> tuple[Tensor, Tensor]:
 
     p is such that c ~ v^2, c being about t, or sqrt t of hybrid noise: what is left of the integrand, a logarithm where
     noise reaches tokens, then falls to 0 with v. Our choice, by how wide intervals are and how often they cover the
-    truth. Where rates are of each token's own the integral begins where its ``prior_kl`` pays for what is hidden still.
+    truth. What lies below v_0^p is left out: some 1e-6 nats of hybrid noise, less of others. Where rates are of each
+    token's own the integral begins where its ``prior_kl`` pays for what is hidden still.
     """
     power = 4 if process.name == "hybrid" else 2
-    least = (T_EDGE if isinstance(process, PerToken) else LEAST_T) ** (1 / power)
+    least = (process.first_time() if isinstance(process, Categorical) else T_EDGE) ** (1 / power)
     v = least + (1 - least) * u.double().clamp(max=1 - T_EDGE)
     return v**power, (1 - least) * power * v ** (power - 1)
 
 
 def earliest(process: Corrupting, ids: Tensor, free: Tensor, rank: Tensor) -> Tensor:
-    """The time at which N / (N + 1) of a part's N free tokens are noised in expectation, (B, parts).
+    """The earliest time to draw z at: when N / (N + 1) of a part's N free tokens are noised in expectation, (B, parts).
 
     ``free`` (B, L) bool: what is noised at all; ``rank`` (L,): which part of the row a position is of, from 0. It is
-    little enough for the weights of ``noised`` to stay about e at most.
+    little enough for the weights of ``noised`` to stay about e at most. Of a chain of matrices, which has no times
+    between its steps, it is the last step that noises no more.
     """
-    many = _sums(free.double(), rank)
+    many = _sums(free.double(), rank).clamp_min(1)  # a part of none may take any time: 1 is found soon, 0 is not
 
-    def kept(t: Tensor) -> Tensor:
-        return _sums(torch.where(free, process.log_q(ids, ids, t[:, rank]).exp(), 0.0), rank)
+    def minus_noised(t: Tensor) -> Tensor:
+        return -_sums(torch.where(free, 1 - process.log_q(ids, ids, t[:, rank]).exp(), 0.0), rank)
 
-    return bisect(kept, many - many / (many + 1))
+    time = bisect(minus_noised, -many / (many + 1))
+    return process.step_before(time) if isinstance(process, Matrix) else time
 
 
 def noised(

@@ -118,11 +118,16 @@ class Harness(api.LM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None):
-        """As lm_eval makes a model, but for the device: its command says cuda:0 unless told, and there may be none."""
+        """As lm_eval makes a model, where ``arg_dict``, its model_args, goes before what its command says beside them.
+
+        The command says cuda:0 unless told, which is not taken where there is none or a device_map says where. Its
+        trust_remote_code is put among model_args, and is of data sets only: no model here runs code of its own.
+        """
+        given = {name: value for name, value in arg_dict.items() if name != "trust_remote_code"}
         more = {name: value for name, value in (additional_config or {}).items() if value is not None}
-        if more.get("device") == "cuda:0" and not torch.cuda.is_available():
+        if more.get("device") == "cuda:0" and (given.get("device_map") or not torch.cuda.is_available()):
             del more["device"]
-        return cls(**{**more, **arg_dict})
+        return cls(**{**more, **given})
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None):

@@ -52,7 +52,8 @@ class Plan:
         """(Q, groups) float64 of log p (Q, R, N): what each group estimates; their mean is the estimate."""
         if self.groups is not None:
             return levelled(logp, self.hidden, self.weights[:, 0], self.groups)
-        return (self.weights * logp).sum((1, 2))[:, None].expand(-1, groups)
+        rows = torch.where(self.weights > 0, self.weights * logp, 0.0)  # what weighs nothing may be -inf
+        return rows.sum((1, 2))[:, None].expand(-1, groups)
 
 
 def plan(length: int, how: How, *keys: int) -> Plan:

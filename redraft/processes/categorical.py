@@ -81,12 +81,7 @@ class Categorical:
         self.absorbing = noise is masked_noise
 
     def to_dict(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {
-            "name": self.name,
-            "K": self.K,
-            "schedule": self.schedule.to_dict(),
-            **self._parameters,
-        }
+        facts = {"name": self.name, "K": self.K, "schedule": self.schedule.to_dict(), **self._parameters}
         if self.steps is not None:
             facts["steps"] = self.steps
         return facts if self.mask_id is None else {**facts, "mask_id": self.mask_id}
@@ -104,7 +99,12 @@ class Categorical:
         if self.steps is not None:
             return grid_times(u, self.steps)
         u = u.double().clamp(T_EDGE, 1 - T_EDGE)
-        return (u**2, 2 * u) if self.name == "hybrid" else (u, torch.ones_like(u))
+        t, weight = (u**2, 2 * u) if self.name == "hybrid" else (u, torch.ones_like(u))
+        return t.clamp_min(self.first_time()), weight
+
+    def first_time(self) -> float:
+        """The earliest time drawn, when 1e-14 of the data is gone: not far below alpha rounds to 1, terms to 0 / 0."""
+        return self.schedule.inverse(torch.tensor(1 - 1e-14, dtype=torch.float64, device="cpu")).item()
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """The coefficients at t, of t's shape, (B, 1) for t of shape (B,)."""

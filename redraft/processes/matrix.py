@@ -98,6 +98,14 @@ class Matrix:
         """log q_t(z | x0), (B, L) float64; -inf where z cannot be."""
         return self._products[self._step(t, x0), x0, z].log()
 
+    def step_before(self, t: Tensor) -> Tensor:
+        """The time of the step before t's, of t's shape, and of none after which a step empties a state.
+
+        So far whatever can be at one step can be at all that follow.
+        """
+        lasting = (self._steps.diagonal(dim1=1, dim2=2) > 0).all(1).long().cumprod(0).sum()
+        return torch.minimum((t * self.steps).round() - 1, lasting).clamp_min(0) / self.steps
+
     def marginal(self, p0: Tensor, t: Tensor) -> Tensor:
         """p0 Q_1 .. Q_i, (B, L, V) probabilities; p0 (B, L, K or V)."""
         out = p0.new_empty(*p0.shape[:2], self.V)

@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from redraft.data.sources import records
 from redraft.models.hub import parted
 
 MAX_BYTES = 16_000_000
@@ -49,7 +51,10 @@ def read(source: str | Path, benign: bool = False) -> list[Behaviour]:
     ``benign`` of a list that calls a row harmful.
     """
     path = located(str(source))
-    rows = list(_csv(path) if path.suffix == ".csv" else _jsonl(path))
+    every = _csv(path) if path.suffix == ".csv" else _jsonl(path)
+    rows = list(islice(every, MAX_ROWS + 1))
+    if len(rows) > MAX_ROWS:
+        raise ValueError(f"{source}: more than {MAX_ROWS:,} rows; split it")
     if not rows:
         raise ValueError(f"{source}: empty, there is no request in it; choose a file with some")
     layout = _layout(str(source), rows[0])
@@ -103,8 +108,7 @@ def text_of(path: Path) -> str:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_BYTES:,} bytes; split it")
+    _small(path, len(data))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -130,26 +134,19 @@ def _csv(path: Path) -> Iterator[Mapping[str, Any]]:
         for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
                 raise ValueError(f"{path}, row {number}: its cells are not as many as the columns; quote commas")
-            yield _counted(path, number, row)
+            yield row
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: damaged CSV ({error}); write it again") from None
 
 
 def _jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate((line for line in text_of(path).split("\n") if line.strip()), 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, row {number}: not JSON ({error}); write one JSON object a line") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number}: no JSON object; write {{'id', 'prompt', 'harmful'}}")
-        yield _counted(path, number, row)
+    _small(path, path.stat().st_size)
+    return (row for _, row in records(path, "{'id': ..., 'prompt': ..., 'harmful': ...}"))
 
 
-def _counted(path: Path, number: int, row: Mapping[str, Any]) -> Mapping[str, Any]:
-    if number > MAX_ROWS:
-        raise ValueError(f"{path}: more than {MAX_ROWS:,} rows; split it")
-    return row
+def _small(path: Path, size: int) -> None:
+    if size > MAX_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_BYTES:,} bytes; split it")
 
 
 def _layout(where: str, row: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redraft import answering, presets
-from redraft.data.chat import Chat
+from redraft.data.chat import Chat, Message
+from redraft.data.sources import written
 from redraft.data.templates import parse_template
 from redraft.errors import unknown
 from redraft.generation import Options, Row, filled
@@ -137,13 +138,14 @@ def _case(
     preset: str | None,
 ) -> Case:
     text, decoding = condition.text(behaviour), lm.about.get("decoding", {})
+    if text is not None:
+        written(text, "its text")  # half a surrogate pair is refused; line ends stay as the user has them
     if condition.name == "interleaved":
         usual = presets.usual(decoding, preset, lm.tokenizer, presets.GAPS)
         return _filling(text or "", behaviour, lm, chat, filled(options, usual))
     usual = presets.usual(decoding, preset, lm.tokenizer)
-    asked = answering.asked(
-        chat, [{"role": "user", "content": behaviour.prompt}], lm.context, length, options, usual
-    )  # fmt: skip
+    message: Message = {"role": "user", "content": behaviour.prompt}
+    asked = answering.asked(chat, [message], lm.context, length, options, usual)
     start, prefix = len(asked.prompt), [] if text is None else chat.begun(text)
     row = [*asked.prompt, *prefix, *[None] * asked.length]
     _fits(row, lm.context)

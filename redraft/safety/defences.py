@@ -152,9 +152,9 @@ class Guard:
         tokens = step.tokens.clone()
         for place, number in enumerate(step.rows or range(len(tokens))):
             if number not in self.refused and step.index == 0 and not bool(step.frozen[place].all()):
-                self._begins(step, place, number)
+                self._at_first(step, place, number)
             if number not in self.refused and self.defences.policy is not None:
-                self._reads(step, place, number, tokens)
+                self._at_each(step, place, number, tokens)
             if number in self.refused:
                 tokens[place] = tokens[place].masked_fill(~step.frozen[place], self._nothing)
         return None if torch.equal(tokens, step.tokens) or not absorbing(self.lm.process) else tokens
@@ -170,7 +170,7 @@ class Guard:
         self.settle(made.rows)
         return [self.defences.refusal if row in self.refused else text for row, text in enumerate(made.texts)]
 
-    def _begins(self, step: Step, place: int, number: int) -> None:
+    def _at_first(self, step: Step, place: int, number: int) -> None:
         """Refuse a row on which too much is given, or that the model would end at once."""
         begin = self._begin(number, step.frozen[place])
         row = [0 if given else None for given in step.frozen[place].tolist()]
@@ -187,7 +187,7 @@ class Guard:
         if float(logp[self.ends].double().exp().sum()) > self.defences.eos:
             self.refused[number] = "eos"
 
-    def _reads(self, step: Step, place: int, number: int, tokens: Tensor) -> None:
+    def _at_each(self, step: Step, place: int, number: int, tokens: Tensor) -> None:
         """Mask again what is flagged of a draft, or refuse it; ``tokens`` (B, L) is rewritten."""
         ids = step.tokens[place].tolist()
         begin = self._begin(number, step.frozen[place])

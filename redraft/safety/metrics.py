@@ -16,6 +16,8 @@ from redraft.evaluation.intervals import wilson
 
 FACTORS = ("steps", "block", "sampler", "guidance")
 """What a setting says beside the condition and its length."""
+SEEN = ("first_refusal", "first_end", "refusal_step")
+"""What is seen of the steps of an answer, of which a cell has the mean."""
 Judged = Mapping[str, Any]
 """One answer: id, harmful, refused, judged_harmful, judged_refused, and what was seen of its steps."""
 READS: dict[str, Callable[[Judged], bool | None]] = {
@@ -49,7 +51,7 @@ def rates(answers: Sequence[Judged], judged: bool = False) -> dict[str, Any]:
     for name, read in READS.items():
         said = [read(one) for one in answers]
         found[name] = rate([one for one in said if one is not None])
-    for name in ("first_refusal", "first_end", "refusal_step"):
+    for name in SEEN:
         seen = [one[name] for one in answers if one[name] is not None]
         found[name] = {"mean": fmean(seen), "n": len(seen)} if seen else None
     stops = [one["stopped"] for one in answers if one["stopped"] is not None]

@@ -82,12 +82,12 @@ def measure(
         for condition, length, how in grid
     ]
     numbers = {one.id: number for number, one in enumerate(behaviours)}
-    refusal = Verdict(None if judge is None or defences is None else _knows(judge, behaviours[0], defences), False)
+    known = None if judge is None or defences is None else _knows_refusals(judge, behaviours[0], defences)
     cells = list[dict[str, Any]]()
     for (condition, length, how), some in zip(grid, made, strict=True):
         seeds = [derive(seed, numbers[case.behaviour.id]) for case in some]
-        answers = _Writer(lm, chat, keywords, defences).answers(some, how, seeds)
-        found = [_judged(one, keywords, judge, refusal, save_responses) for one in answers]
+        answers = _Answerer(lm, chat, keywords, defences).answers(some, how, seeds)
+        found = [_judged(one, keywords, judge, Verdict(known, False), save_responses) for one in answers]
         about = {"condition": condition.name, "frozen": condition.frozen, "length": length, **asdict(how)}
         about["options"] = {name: value for name, value in some[0].options.items() if not callable(value)}
         cells.append({**about, **rates(found, judge is not None), "answers": found})
@@ -179,7 +179,9 @@ def _beginnings(lm: "LM", keywords: Keywords) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Writer:
+class _Answerer:
+    """The model as it is asked: in its chat template, watched, and with its defences."""
+
     lm: "LM"
     chat: "Chat"
     keywords: Keywords
@@ -229,7 +231,7 @@ def _guided(lm: "LM", weight: float | None) -> Denoiser:
     return lm.denoiser if weight in (None, 1) else cfg(lm.denoiser, unprompted(lm.denoiser), weight=weight)
 
 
-def _knows(judge: Judge, behaviour: Behaviour, defences: Defences) -> bool | None:
+def _knows_refusals(judge: Judge, behaviour: Behaviour, defences: Defences) -> bool | None:
     """True for a judge that says of answers whether they refuse, None for one that does not."""
     return None if judge(behaviour, defences.refusal).refused is None else True
 

@@ -72,6 +72,9 @@ def test_figures_are_printed_and_kept_with_what_they_cost(run, models, tasks):
     assert "lower bound (bound)" in again.stdout, "choices of two tokens have no chance in them"
     stored = records.read(tasks / "found.json")
     assert stored["cost"]["scored"]["texts"] == stored["cost"]["written"]["texts"] == 0
+    assert run("report", tasks).exit_code == 0
+    page = (tasks / "report.html").read_text("utf-8")
+    assert "<td>choose</td><td>lower bound</td><td>bound</td>" in page
 
 
 def test_options_reach(run, models, tasks):

@@ -11,6 +11,7 @@ from redraft import processes
 from redraft.evaluation import answers
 from redraft.evaluation.enumeration import set_weights, subsets
 from redraft.evaluation.intervals import student95
+from redraft.harness import plans
 from redraft.processes import Facts
 
 from .oracle import LAW, ExactDenoiser, K, sequences, state_number
@@ -203,6 +204,27 @@ def test_tokens_that_cost_the_same_whatever_is_hidden_leave_nothing_to_chance():
     cost[2] = -torch.inf
     found = answers.levelled(torch.where(hidden, cost, 0.0), hidden, weight, group)
     assert found.mean() == -torch.inf
+
+
+@pytest.mark.parametrize("draws", [2, 3, 4])
+def test_intervals_hold_though_groups_share_what_they_know(draws):
+    """Few groups, 400 seeds: at 0.95 fewer than 368 hits have a chance of 5e-3. The groups' own spread held 0.74 on."""
+    cost, hits = -torch.rand(10, generator=torch.Generator().manual_seed(1), dtype=torch.float64), 0
+    for seed in range(400):
+        hidden, weight, group = answers.drawn_sets(10, draws, seed, 7)
+        found = answers.levelled(torch.where(hidden, cost, 0.0), hidden, weight, group)
+        error = student95(draws) * found.std() / math.sqrt(draws)
+        hits += bool((found.mean() - cost.sum()).abs() <= error)
+    assert hits >= 368
+
+
+@pytest.mark.parametrize("estimator", ["chain_rule", "bound"])
+def test_what_weighs_nothing_may_be_impossible(estimator):
+    """A plan's total is the sum of what it weighs: a token that cannot be while others are hidden too is no 0 / 0."""
+    own = plans.plan(6, plans.How(estimator, draws=4))
+    logp = torch.where(own.hidden & (own.weights > 0), -1.0, -torch.inf).double().where(own.hidden, 0.0)
+    assert (logp == -torch.inf).any()
+    assert own.totals(logp[None], 4).isfinite().all()
 
 
 def test_memory_is_bounded_and_the_value_is_not_moved_by_it(monkeypatch):

@@ -24,11 +24,16 @@ PROCESSES = {
     "masked_cosine": lambda: processes.masked(K, schedule="cosine"),
     "uniform": lambda: processes.uniform(K),
     "uniform_cosine": lambda: processes.uniform(K, schedule="cosine"),
+    "uniform_polynomial": lambda: processes.uniform(K, schedule="polynomial"),
     "hybrid": lambda: processes.hybrid(K),
+    "hybrid_geometric": lambda: processes.hybrid(K, schedule="geometric"),
+    "hybrid_polynomial": lambda: processes.hybrid(K, schedule="polynomial"),
     "spindle": lambda: processes.spindle(torch.tensor([0.5, -0.25, -0.25])),
     "learned": lambda: processes.learned(torch.tensor([0.5, 0.0, -1.0])),
     "learned_late": lambda: processes.learned(torch.tensor([0.0, -1.0, -3.0])),
 }
+
+KINDS = [name for name in PROCESSES if name.split("_")[0] in ("masked", "uniform", "hybrid")]
 
 
 class Table(TableDenoiser):
@@ -76,16 +81,26 @@ def test_a_drawn_time_is_the_integral(name):
     """The mean over u = int of the integrand dt, down to where ``prior_kl`` takes over, and ``prior_kl``; 2e-5."""
     process = PROCESSES[name]()
     denoiser = Table(process)
-    least = T_EDGE if name in ("spindle", "learned", "learned_late") else 1e-13
+    least = process.schedule.inverse(torch.tensor(1 - 2e-14, dtype=torch.float64)).item() if name in KINDS else T_EDGE
     expected = integral(process, denoiser, least) + LAW.flatten() @ process.prior_kl(sequences(K)).sum(1)
     assert every_draw(process, denoiser) == pytest.approx(float(expected), abs=2e-5)
 
 
+def back_and_forth():
+    """Matrices that hide tokens, then show what was hidden as token 0, then spread all: what was possible is not."""
+    one, even = torch.eye(4, dtype=torch.float64), torch.full((4,), 0.25, dtype=torch.float64)
+    hide, show, spread = 0.95 * one + 0.05 * one[3], one.clone(), (one + even) / 2
+    show[3] = one[0]
+    return processes.Matrix(K, torch.stack([hide, show, *[spread] * 4]), even)
+
+
 CHAINS = {
+    "masked_within": lambda: processes.masked(4, mask_id=3),
     "masked_steps": lambda: processes.masked(K, steps=6),
     **{f"d3pm_{kind}": (lambda kind=kind: processes.d3pm(K, kind, 6)) for kind in ("uniform", "absorbing", "hybrid")},
     "d3pm_band": lambda: processes.d3pm(5, "band", 6, width=3),
     "d3pm_gaussian": lambda: processes.d3pm(K, "gaussian", 6),
+    "back_and_forth": back_and_forth,
 }
 
 
@@ -106,7 +121,8 @@ def test_noise_that_is_drawn_more_often_weighs_less(name, rank):
         chances = list[torch.Tensor]()
 
         def told(x0, later, generator, chances=chances):
-            every = torch.where(free, process.log_q(z, x0, later), 0.0).exp().prod(1)
+            law = process.marginal(torch.nn.functional.one_hot(x0, process.K).double(), later)
+            every = torch.where(free, law.gather(-1, z[..., None])[..., 0], 1.0).prod(1)
             chances.append(torch.where(stays.all(1), every, 0.0))
             return z
 
@@ -123,6 +139,43 @@ def test_noise_that_is_drawn_more_often_weighs_less(name, rank):
             assert (weight[chances[0] > 0] == 1).all()
 
 
+@pytest.mark.parametrize("kind", ["band", "gaussian", "neighbour"])
+def test_weights_stay_small_where_a_chain_jumps(kind):
+    """Matrices have no times between their steps: none at which a long row is noised a little may be stepped over."""
+    options = {"band": {"width": 5}, "neighbour": {"embeddings": torch.eye(27)}}.get(kind, {})
+    process = processes.d3pm(27, kind, 6, [0.001, 0.005, 0.3, 0.5, 0.8, 1.0], **options)
+    ids = torch.full((1, 60), 13)
+    free, rank = torch.ones_like(ids, dtype=torch.bool), times.whole(ids)
+    least = times.earliest(process, ids, free, rank)
+    for step in range(1, 7):
+        t = torch.full((1, 1), step / 6, dtype=torch.float64)
+        with patch.object(process, "corrupt", lambda x0, t, generator: x0):
+            assert times.noised(process, ids, free, rank, t, least, None)[1].max() < math.e
+
+
+def test_a_part_without_free_tokens_is_no_search():
+    """It weighs 1 and stands clean; and its time is found in as many evaluations as any other's."""
+    process, ids, rank = processes.masked(K), torch.zeros(2, 4, dtype=torch.long), torch.tensor([0, 0, 1, 1])
+    free = torch.tensor([[True, True, False, False], [False] * 4])
+    with patch.object(process, "log_q", wraps=process.log_q) as asked:
+        least = times.earliest(process, ids, free, rank)
+    assert asked.call_count < 100
+    z, weight = times.noised(process, ids, free, rank, torch.full((2, 2), 1e-9), least, None)
+    assert (z[~free] == 0).all()
+    assert (weight[~free] == 1).all()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_time_is_drawn_at_which_noise_rounds_to_none(name):
+    """The times of training too: 1 - alpha of t^2 rounds to 0 below t = 1e-8, and 0 / 0 is the integrand there."""
+    process = PROCESSES[name]()
+    u = torch.cat([torch.zeros(1), torch.logspace(-9, 0, 19)]).double()
+    x0 = torch.zeros(len(u), L, dtype=torch.long)
+    logp = torch.full((len(u), L, K), -math.log(K))
+    for t, _ in (process.times(u), times.spread_times(process, u)):
+        assert process.nelbo(logp, x0, x0, t).isfinite().all()
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("u", [0.0, 1e-9, 1 - 1e-16])
 def test_the_ends_are_numbers(name, u):
@@ -130,7 +183,7 @@ def test_the_ends_are_numbers(name, u):
     process = PROCESSES[name]()
     texts, states = sequences(K), sequences(process.V)
     ids, z = texts.repeat_interleave(len(states), 0), states.repeat(len(texts), 1)
-    z = z if process.V == K or name in ("uniform", "uniform_cosine", "hybrid") else torch.where(z == K, K, ids)
+    z = z if process.name in ("uniform", "hybrid") else torch.where(z == K, K, ids)
     times = torch.full((len(ids),), u, dtype=torch.float64)
     for dtype in (torch.float64, torch.float32):
         denoiser = Table(process)
